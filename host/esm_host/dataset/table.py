@@ -44,6 +44,14 @@ class Samples:
     def __len__(self) -> int:
         return len(self.architectures)
 
+    def equals(self, other: Samples) -> bool:
+        """Return whether these are the same samples in the same order."""
+        return (
+            self.architectures == other.architectures
+            and np.array_equal(self.latency_ms, other.latency_ms)
+            and np.array_equal(self.interval, other.interval)
+        )
+
     def at(self, chosen: NDArray[np.bool_]) -> Samples:
         """Return the chosen samples."""
         architectures = [a for a, wanted in zip(self.architectures, chosen, strict=True) if wanted]

@@ -86,6 +86,7 @@ class Loop:
         self._exhausted = False
         self._evaluation: Evaluation | None = None
         self._predictor: Predictor | None = None
+        self._trained_on = Samples([], np.zeros(0), np.zeros(0))
 
     @property
     def rounds(self) -> list[list[Architecture]]:
@@ -118,7 +119,7 @@ class Loop:
         self._checks = set(checks)
         self._excluded = set(exclude)
         self._exhausted = False
-        self._forget()
+        self._evaluation = None
 
     def ask(self) -> list[Architecture]:
         """Return the architectures to measure next; empty at the end of the loop.
@@ -159,7 +160,7 @@ class Loop:
         n = min(self._settings.step, self._left)
         drawn = self._drawing.further(number, n, self._taken, self.evaluation, predictor, samples)
         if failed_check:  # its models are samples to learn from now
-            self._forget()
+            self._evaluation = None
         return drawn
 
     @typed
@@ -195,7 +196,7 @@ class Loop:
             raise UsageError(f"{argument('interval')}: give shares of the latencies, 0 or more")
         values = zip(latencies.tolist(), intervals.tolist(), strict=True)
         self._told.update(zip(told, values, strict=True))
-        self._forget()
+        self._evaluation = None
 
     @property
     def accuracy_percent(self) -> float:
@@ -271,11 +272,12 @@ class Loop:
         Raises:
             UsageError: there are no latencies.
         """
-        if self._predictor is None:
-            training = self._samples().at(~self._held_out())
-            if not len(training):
-                raise UsageError("there are no latencies to learn from: call tell first")
+        training = self._samples().at(~self._held_out())
+        if not len(training):
+            raise UsageError("there are no latencies to learn from: call tell first")
+        if self._predictor is None or not training.equals(self._trained_on):
             self._predictor = self._learner.train(training)
+            self._trained_on = training
         return self._predictor
 
     @typed
@@ -302,11 +304,6 @@ class Loop:
         return read
 
     # Told latencies
-
-    def _forget(self) -> None:
-        """Discard the cached predictor and evaluation."""
-        self._evaluation = None
-        self._predictor = None
 
     def _samples(self) -> Samples:
         known = {a: told for a, told in self._told.items() if not np.isnan(told[0])}

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
+from threadpoolctl import threadpool_limits
 
 from esm_host.encoding.base import Layout
 from esm_host.evaluation.conformal import quantile
@@ -63,6 +64,12 @@ class AutoPredictor(IntervalPredictor, JointPredictor):
         self.seed = seed
 
     def _fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
+        with threadpool_limits(1):  # threads slow down matrices this small
+            self._fit_in_one_thread(encodings, latency_ms, weights)
+
+    def _fit_in_one_thread(
+        self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats
+    ) -> None:
         counted = np.flatnonzero(weights > 0)
         samples = encodings[counted], latency_ms[counted], weights[counted]
         n, truth = len(counted), np.log(samples[1])

@@ -11,7 +11,6 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_solve, cholesky
 from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
-from threadpoolctl import threadpool_limits
 
 from esm_host.predictors.base import Floats
 from esm_host.predictors.design import squared_distances
@@ -145,15 +144,14 @@ def most_likely(
         return float(value), gradient / 2 + astray / _PRIOR_SD
 
     bounds = [(value - 12, value + 12) for value in prior]
-    with threadpool_limits(1):  # threads slow down matrices this small
-        found = minimize(
-            loss,
-            np.clip((start or default).vector, prior - 12, prior + 12),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=bounds,
-            options={"maxiter": _ITERATIONS, "ftol": _TOLERANCE},
-        )
+    found = minimize(
+        loss,
+        np.clip((start or default).vector, prior - 12, prior + 12),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": _ITERATIONS, "ftol": _TOLERANCE},
+    )
     return default.of(found.x)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from esm_host.encoding.sources import SourceModels, SourcesEncoder
 from esm_host.encoding.views import ViewsEncoder
@@ -41,6 +42,7 @@ def learn(space: SearchSpace, sources: Sequence[Source]) -> SourceModels:
             encoded[id(source.codes)] = views.encode_codes(source.codes)
         x = encoded[id(source.codes)]
         process = Process(list(views.layout.groups), (), "log")
-        process.fit(Design.of(x, views.layout), x, source.latency_ms, np.ones(len(x)))
+        with threadpool_limits(1):  # threads slow down matrices this small
+            process.fit(Design.of(x, views.layout), x, source.latency_ms, np.ones(len(x)))
         intercept[number], weights[:, number] = process.linear_function()
     return SourceModels(tuple(source.name for source in sources), intercept, weights)
