@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import onnxruntime
 
@@ -89,16 +89,26 @@ class Provider(Backend):
         memory: Name of the device's memory in ``OrtValue``; inputs and outputs stay there, and
             copies are timed separately. Empty: main memory.
         fatal: Pattern of errors after which the process must end.
+        version: Version of the package that has the provider.
+        vendor: Its vendor.
+        kind: Kinds of its devices, ``CPU``, ``GPU`` or ``NPU``; empty: unknown.
+        open_options: Whether clients may give any option of the runtime's provider, as text.
+        files: Folder with the files that options of clients may name; None allows none.
     """
 
-    runtime_name: ClassVar[str]
-    options: ClassVar[tuple[ProviderOption, ...]] = ()
-    cure: ClassVar[str] = ""
-    why_not_loading: ClassVar[str] = ""
-    may_fall_back: ClassVar[bool] = True
-    gpu: ClassVar[bool] = False
-    memory: ClassVar[str] = ""
-    fatal: ClassVar[re.Pattern[str] | None] = None
+    runtime_name: str
+    options: tuple[ProviderOption, ...] = ()
+    cure: str = ""
+    why_not_loading: str = ""
+    may_fall_back: bool = True
+    gpu: bool = False
+    memory: str = ""
+    fatal: re.Pattern[str] | None = None
+    version: str = ""
+    vendor: str = ""
+    kind: str = ""
+    open_options: bool = False
+    files: Path | None = None
 
     def __init__(self, device: int = 0, runtime: Any = onnxruntime) -> None:
         self.device = device
@@ -166,22 +176,31 @@ class Provider(Backend):
             self.options,
             self.identity(device),
             self.may_fall_back,
+            self.version,
+            self.vendor,
+            self.kind,
+            open_options=self.open_options,
         )
 
-    def prove(self) -> None:
+    def prove(self, allow_fallback: bool = False) -> None:
         """Run a built-in model.
+
+        Args:
+            allow_fallback: Whether its nodes may run on another provider.
 
         Raises:
             ProviderMissingError: the model does not run; the text gives the remedy.
         """
         if reason := self.why_not():
-            raise ProviderMissingError(f"no provider {self.name}: {reason}")
+            raise ProviderMissingError(f"no provider {self.name}: {reason}", reason)
         try:
             self.prepare()
-            first_run(self.load(_PROBE, MeasureSpec(provider=self.name)))
+            spec = MeasureSpec(provider=self.name, allow_fallback=allow_fallback)
+            first_run(self.load(_PROBE, spec))
         except (ModelError, DeviceLostError) as error:
             where = f" on GPU {self.device}" if self.gpu else ""
-            raise ProviderMissingError(f"no provider {self.name}{where}: {error}") from error
+            text = f"no provider {self.name}{where}: {error}"
+            raise ProviderMissingError(text, str(error)) from error
 
     def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
         """Return the model, ready to run on this provider.
@@ -237,7 +256,9 @@ class Provider(Backend):
             use: Purpose of the session.
             profile: Prefix of the runtime's profile file; empty: no profile.
         """
-        own = ProviderInfo(self.name, options=self.options).complete(spec.provider_options)
+        known = ProviderInfo(self.name, options=self.options, open_options=self.open_options)
+        own = known.complete(spec.provider_options)
+        self._check_files({name: own[name] for name in spec.provider_options})
         options, weights = session_options(model, spec)
         with self._hooks():
             self.configure(options, own)
@@ -248,7 +269,7 @@ class Provider(Backend):
         strictly = {"enable_fallback": 0} if self.may_fall_back else {}
         try:
             session = self.runtime.InferenceSession(
-                str(model.path), options, providers=providers, **strictly
+                str(model.path), options, providers=providers or None, **strictly
             )
         except Exception as error:
             self._check_lost(error)
@@ -260,6 +281,27 @@ class Provider(Backend):
                 FailureKind.CRASH, f"{what}; see the agent's log{self.why_not_loading}"
             )
         return session
+
+    def _check_files(self, given: Options) -> None:
+        """Check that options of a client name no files of the device but those of the provider.
+
+        A file may be a library that the provider loads, or a folder that it writes to.
+
+        Raises:
+            ModelError: an option names another file.
+        """
+        declared = {option.name for option in self.options}
+        for name, value in given.items():
+            if name in declared or not any(mark in value for mark in "/\\"):
+                continue
+            place = Path(os.path.abspath(value))
+            if self.files is None or self.files not in place.parents:
+                where = f" outside {self.files}" if self.files else ""
+                text = (
+                    f"{name}={value}: options may not name files{where}; declare the option in a "
+                    "provider of your own (docs/extending/provider.md)"
+                )
+                raise ModelError(FailureKind.INVALID_INPUT, text)
 
     def _feed(self, session: Any, model: UploadedModel, spec: MeasureSpec) -> Feed:
         feed = feeds.draw(session, spec.seed, model.case, model.inputs, model.path)
