@@ -5,11 +5,14 @@ Importable by the measuring process.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,6 +43,7 @@ class FakeRuntime:
         built_in: Names of the providers of the wheel.
         offered: Devices by the path of the library that offers them.
         claims: Operators that the first built-in provider runs; None for all.
+        older: Whether its sessions cannot tell where nodes were assigned.
     """
 
     __version__ = "1.99"
@@ -49,7 +53,9 @@ class FakeRuntime:
         built_in: Sequence[str] = (CPU,),
         offered: dict[str, Sequence[Any]] | None = None,
         claims: Sequence[str] | None = None,
+        older: bool = False,
     ) -> None:
+        self.older = older
         self._built_in, self._offered, self.claims = list(built_in), offered or {}, claims
         self._devices = [device(CPU, vendor="Microsoft")]
         self.registered: list[tuple[str, str]] = []
@@ -69,12 +75,13 @@ class FakeRuntime:
         self._devices += self._offered[path]
 
     def InferenceSession(
-        self, path: str, options: Any, providers: list[Any], enable_fallback: int
+        self, path: str, options: Any, providers: list[Any], enable_fallback: int = 1
     ) -> FakeSession:
-        assert enable_fallback == 0, "the runtime must not try again with another provider"
         first, *rest = providers
         name, settings = first if isinstance(first, tuple) else (first, {})
-        assert rest == [CPU]
+        if name != CPU:
+            assert enable_fallback == 0, "the runtime must not try again with another provider"
+            assert rest == [CPU]
         self.settings.append(settings)
         self.options.append(options)
         real = onnxruntime.InferenceSession(path, options, providers=[CPU])
@@ -86,7 +93,35 @@ class FakeSession:
         self._runtime, self._name, self._real = runtime, name, real
 
     def __getattr__(self, name: str) -> Any:
+        if name == "get_provider_graph_assignment_info":
+            if self._runtime.older:
+                raise AttributeError(name)
+            return self._assigned
         return getattr(self._real, name)
+
+    def _provider(self, op_type: str) -> str:
+        claims = self._runtime.claims
+        return self._name if claims is None or op_type in claims else CPU
+
+    def _assigned(self) -> list[Any]:
+        nodes = [
+            node
+            for part in self._real.get_provider_graph_assignment_info()
+            for node in part.get_nodes()
+        ]
+        return [
+            SimpleNamespace(ep_name=name, get_nodes=lambda alike=list(alike): alike)
+            for name, alike in groupby(nodes, lambda node: self._provider(node.op_type))
+        ]
+
+    def end_profiling(self) -> str:
+        path = Path(self._real.end_profiling())
+        events = list(map(json.loads, path.read_text().replace(",\n", "\n").splitlines()[1:-1]))
+        for event in events:
+            if "provider" in event.get("args", {}):
+                event["args"]["provider"] = self._provider(event["args"]["op_name"])
+        path.write_text("\n".join(map(json.dumps, events)))
+        return str(path)
 
     def get_providers(self) -> list[str]:
         return [self._name, CPU]
