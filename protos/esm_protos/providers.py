@@ -101,6 +101,8 @@ class ProviderInfo:
         kind: kinds of its devices, ``"CPU"``, ``"GPU"`` or ``"NPU"``, with commas; empty: unknown.
         problem: why it does not work; empty if it does.
         open_options: it takes any option, as text, beside those in ``options``.
+        threads_option: its option that the number of threads sets; empty: none.
+        chooses_threads: it has threads of its own, whatever number is asked for.
     """
 
     name: str
@@ -113,6 +115,8 @@ class ProviderInfo:
     kind: str = ""
     problem: str = ""
     open_options: bool = False
+    threads_option: str = ""
+    chooses_threads: bool = False
 
     @property
     def title(self) -> str:
@@ -156,6 +160,8 @@ class ProviderInfo:
         """
         known = {option.name: option for option in self.options}
         for name, value in given.items():
+            if self.threads_option and name == self.threads_option:
+                raise OptionError(f"{name}={value}: the number of threads sets it, leave it out")
             if name not in known and self.open_options and _is_name(name) and value:
                 continue
             if name not in known:

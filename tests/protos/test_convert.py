@@ -132,6 +132,8 @@ providers = st.builds(
     kind=texts,
     problem=texts,
     open_options=st.booleans(),
+    threads_option=texts,
+    chooses_threads=st.booleans(),
 )
 devices = st.builds(
     DeviceInfo,
@@ -229,6 +231,12 @@ def test_a_provider_with_open_options_takes_any_and_keeps_its_own_checked() -> N
     for name, value in (("a", "2"), ("b c", "1"), ("b", "")):
         with pytest.raises(OptionError, match=f"{name}={value}: "):
             info.complete({name: value})
+
+
+def test_the_number_of_threads_is_no_option() -> None:
+    info = ProviderInfo("x", open_options=True, threads_option="num_of_threads")
+    with pytest.raises(OptionError, match="num_of_threads=4: the number of threads sets it"):
+        info.complete({"num_of_threads": "4"})
 
 
 def test_json_of_a_later_version_is_read() -> None:

@@ -119,6 +119,8 @@ class Provider(Backend):
         kind: Kinds of its devices, ``CPU``, ``GPU`` or ``NPU``; empty: unknown.
         open_options: Whether clients may give any option of the runtime's provider, as text.
         files: Folder with the files that options of clients may name; None allows none.
+        threads_option: Option of the runtime's provider that sets its number of threads.
+        chooses_threads: Whether the provider has threads of its own that no option limits.
     """
 
     runtime_name: str
@@ -134,6 +136,8 @@ class Provider(Backend):
     kind: str = ""
     open_options: bool = False
     files: Path | None = None
+    threads_option: str = ""
+    chooses_threads: bool = False
 
     def __init__(self, device: int = 0, runtime: Any = onnxruntime) -> None:
         self.device = device
@@ -205,6 +209,8 @@ class Provider(Backend):
             self.vendor,
             self.kind,
             open_options=self.open_options,
+            threads_option=self.threads_option,
+            chooses_threads=self.chooses_threads,
         )
 
     def prove(self, allow_fallback: bool = False) -> None:
@@ -290,9 +296,16 @@ class Provider(Backend):
             use: Purpose of the session.
             profile: Prefix of the runtime's profile file; empty: no profile.
         """
-        known = ProviderInfo(self.name, options=self.options, open_options=self.open_options)
+        known = ProviderInfo(
+            self.name,
+            options=self.options,
+            open_options=self.open_options,
+            threads_option=self.threads_option,
+        )
         own = known.complete(spec.provider_options)
-        self._check_files({name: own[name] for name in spec.provider_options})
+        self._check_files(spec.provider_options)
+        if self.threads_option:
+            own[self.threads_option] = str(model.case.threads or spec.threads)
         options, weights = session_options(model, spec)
         with self._hooks():
             self.configure(options, own)

@@ -19,11 +19,13 @@ class Known(NamedTuple):
         name: Name for clients.
         vendor: Its vendor.
         kind: Kind of its device; empty: unknown.
+        threads_option: Its option for the number of its threads; empty: it has none.
     """
 
     name: str
     vendor: str = ""
     kind: str = ""
+    threads_option: str = ""
 
 
 KNOWN = {
@@ -34,13 +36,13 @@ KNOWN = {
     "DnnlExecutionProvider": Known("dnnl", "Intel", "CPU"),
     "MIGraphXExecutionProvider": Known("migraphx", "AMD", "GPU"),
     "NvTensorRTRTXExecutionProvider": Known("tensorrt-rtx", "NVIDIA", "GPU"),
-    "OpenVINOExecutionProvider": Known("openvino", "Intel", "CPU"),
+    "OpenVINOExecutionProvider": Known("openvino", "Intel", "CPU", "num_of_threads"),
     "QNNExecutionProvider": Known("qnn", "Qualcomm", "NPU"),
     "ROCMExecutionProvider": Known("rocm", "AMD", "GPU"),
     "TensorrtExecutionProvider": Known("tensorrt", "NVIDIA", "GPU"),
     "VitisAIExecutionProvider": Known("vitisai", "AMD", "NPU"),
     "WebGpuExecutionProvider": Known("webgpu", "Microsoft", "GPU"),
-    "XnnpackExecutionProvider": Known("xnnpack", "Google", "CPU"),
+    "XnnpackExecutionProvider": Known("xnnpack", "Google", "CPU", "intra_op_num_threads"),
 }
 _BY_DEVICE_ID = {"cann", "directml", "migraphx", "rocm", "tensorrt", "tensorrt-rtx"}
 """Providers with the option ``device_id``, the number of the device."""
@@ -65,7 +67,8 @@ class BuiltInProvider(Provider):
     def __init__(self, runtime_name: str, device: int = 0, runtime: Any = onnxruntime) -> None:
         super().__init__(device, runtime)
         self.runtime_name = runtime_name
-        self.name, self.vendor, self.kind = known(runtime_name)
+        self.name, self.vendor, self.kind, self.threads_option = known(runtime_name)
+        self.chooses_threads = not self.threads_option
         self.version = runtime.__version__
         self.gpu = self.kind == "GPU"
 

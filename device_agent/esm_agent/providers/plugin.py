@@ -102,10 +102,12 @@ class PluginProvider(Provider):
             return "registered, offers no device on this machine"
         if self._library.path is not None:
             self.files = self._library.path.parent
+        self.threads_option = known(self.runtime_name).threads_option
         kinds = list(dict.fromkeys(map(_kind, self._devices)))
         self.vendor = self._devices[0].ep_vendor or known(self.runtime_name).vendor
         self.kind = ", ".join(kinds)
         self.gpu = kinds == ["GPU"]
+        self.chooses_threads = not self.threads_option
         if len(kinds) > 1:
             text = "Kind of device that runs models."
             self.options = (ProviderOption(DEVICE, "text", kinds[0], text, tuple(kinds)),)

@@ -18,10 +18,11 @@ from esm_agent.measure.worker import UnusableOptionError, Worker
 from esm_agent.providers import ep_library
 from esm_agent.providers.base import Provider, Use
 from esm_agent.providers.built_in import BuiltInProvider
+from esm_agent.providers.cpu import CpuProvider
 from esm_agent.providers.discovery import find, plugin_modules
 from esm_agent.providers.plugin import Library, PluginProvider
 from esm_agent.serving.server import AgentServer
-from esm_protos.messages import DeviceState, FailureKind, GpuState, MeasureSpec
+from esm_protos.messages import Case, DeviceState, FailureKind, GpuState, MeasureSpec
 from tests.agent import fake_backends, fake_runtimes
 from tests.agent.fake_runtimes import CPU, OPENVINO, FakeRuntime, device
 from tests.conformance.test_providers import given_to_runtime
@@ -154,6 +155,31 @@ def test_options_of_a_built_in_provider_reach_it_as_text() -> None:
     spec = MeasureSpec(provider="openvino", provider_options=options, allow_fallback=True)
     first_run(built_in(runtime).load(MODEL, spec))
     assert {settings["num_streams"] for settings in runtime.settings} == {"2"}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_is_that_of_the_provider_too(threads: int) -> None:
+    runtime = FakeRuntime([OPENVINO, CPU])
+    model = UploadedModel("m", ARITHMETIC, Case(threads=threads))
+    first_run(built_in(runtime).load(model, MeasureSpec(provider="openvino", threads=2)))
+    assert {settings["num_of_threads"] for settings in runtime.settings} == {str(threads)}
+    assert {options.intra_op_num_threads for options in runtime.options} == {threads}
+
+
+@pytest.mark.parametrize(
+    ("runtime_name", "option"),
+    [
+        (OPENVINO, "num_of_threads"),
+        ("XnnpackExecutionProvider", "intra_op_num_threads"),
+        ("NewExecutionProvider", ""),
+    ],
+)
+def test_a_provider_without_an_option_for_threads_says_so(runtime_name: str, option: str) -> None:
+    info = BuiltInProvider(runtime_name, 0, FakeRuntime()).info(DeviceState(0))
+    assert (info.threads_option, info.chooses_threads) == (option, not option)
+    info = plugin(device(runtime_name)).info(DeviceState(0))
+    assert (info.threads_option, info.chooses_threads) == (option, not option)
+    assert not CpuProvider().info(DeviceState(0)).chooses_threads
 
 
 def test_a_gpu_is_numbered_and_belongs_to_the_identity() -> None:
