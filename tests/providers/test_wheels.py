@@ -1,0 +1,245 @@
+"""Execution providers of real wheels, each on an agent in an environment of its own.
+
+Run by ``make test-providers``, which fetches the wheels. ``ESM_PROVIDER_VENVS`` names the folder of
+the environments, which are made once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from onnx import TensorProto, helper
+from typer.testing import CliRunner
+
+from esm_host.cli.app import app
+from esm_models.spaces import load_space
+from tests.helpers import smallest
+
+pytestmark = pytest.mark.providers
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(os.environ.get("ESM_PROVIDER_VENVS", ROOT / "build" / "providers"))
+WHEELS = {
+    "openvino": "onnxruntime-openvino==1.24.1",
+    "qnn": "onnxruntime-qnn==2.7.0",
+    "ggml": "onnxruntime-ggml==0.2.0",
+    "ep-openvino": "onnxruntime-ep-openvino==1.8.1",
+}
+CPU, OPENVINO, QNN = (f"{name}ExecutionProvider" for name in ("CPU", "OpenVINO", "QNN"))
+PROFILE = ["--space", "resnet", "--resolution", "32", "--width-mult", "0.25", "--bins", "4"]
+
+
+def environment(name: str) -> Path:
+    """The interpreter of an environment with a wheel; all else is that of the tests."""
+    folder = FOLDER / name
+    python = folder / "bin" / "python"
+    if not (folder / "installed").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        install = [python, "-m", "pip", "install", "--quiet", "--no-deps", WHEELS[name]]
+        done = subprocess.run(install, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"{WHEELS[name]} cannot be had: {done.stderr.strip().splitlines()[-1]}")
+        (own,) = folder.glob("lib/python*/site-packages")
+        (own / "of_the_tests.pth").write_text(sysconfig.get_path("purelib"))  # after its own
+        (folder / "installed").touch()
+    return python
+
+
+def surroundings() -> dict[str, str]:
+    path = ":".join(str(ROOT / name) for name in ("device_agent", "protos"))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+@contextmanager
+def agent(name: str, *options: str) -> Iterator[str]:
+    """The address of an agent in an environment, which is alive at the end."""
+    command = [environment(name), "-m", "esm_agent.cli", "serve", "--port", "0", *options]
+    process = subprocess.Popen(
+        [*command, "--until-stdin-closes"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=surroundings(),
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        first = process.stdout.readline()
+        assert first.startswith("esm-agent "), "libraries write to its standard output"
+        yield first.split()[-1]
+        assert process.poll() is None
+    finally:
+        process.stdin.close()
+        process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def openvino() -> Iterator[str]:
+    with agent("openvino") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def qnn() -> Iterator[str]:
+    with agent("qnn") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def ggml() -> Iterator[str]:
+    with agent("ggml") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weightless ResNet, and a small network whose last node few providers take."""
+    folder = tmp_path_factory.mktemp("models")
+    space = load_space("resnet", resolution=32, width_mult=0.25)
+    (folder / "resnet.onnx").write_bytes(space.build(smallest(space)))
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="relu"),
+        helper.make_node("Add", ["r", "x"], ["a"], name="add"),
+        helper.make_node("Unique", ["a"], ["y"], name="unique"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    (folder / "unique.onnx").write_bytes(model.SerializeToString())
+    return folder
+
+
+def esm_host(*words: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, words)])
+
+
+def timed(address: str, model: Path, *words: object) -> dict[str, Any]:
+    """The result of a model that is timed with few runs."""
+    few = ("--runs", 5, "--quiet", "--json", "-")
+    told = esm_host("time", model, "--device", address, *words, *few)
+    assert told.stdout, told.output
+    (result,) = json.loads(told.stdout)["results"]
+    found: dict[str, Any] = result
+    return found
+
+
+def lines(address: str) -> list[str]:
+    told = esm_host("devices", "info", address)
+    assert told.exit_code == 0, told.output
+    return [line.split(maxsplit=1)[1] for line in told.stdout.splitlines() if "provider " in line]
+
+
+# OpenVINO, in the wheel
+
+
+def test_openvino_runs_every_node_of_a_weightless_network(openvino: str, folder: Path) -> None:
+    assert "openvino 1.24.1: Intel, CPU" in lines(openvino)
+    result = timed(openvino, folder / "resnet.onnx", "--ep", "openvino")
+    assert (result["status"], result["fallback"]) == ("success", [])
+    assert list(result["ran_on"]) == [OPENVINO]
+    assert not result["own_threads"]
+    on_cpu = timed(openvino, folder / "resnet.onnx")
+    assert on_cpu["ran_on"] == {CPU: result["ran_on"][OPENVINO]}
+
+
+def test_openvino_refuses_what_it_leaves_to_the_processor(openvino: str, folder: Path) -> None:
+    result = timed(openvino, folder / "unique.onnx", "--ep", "openvino")
+    assert result["failure"]["kind"] == "unsupported_op"
+    assert "1 of 3 nodes did not run on OpenVINO: unique (Unique)" in result["failure"]["message"]
+    allowed = timed(openvino, folder / "unique.onnx", "--ep", "openvino", "--allow-fallback")
+    assert allowed["ran_on"] == {OPENVINO: 2, CPU: 1}
+    assert allowed["fallback"] == ["unique"]
+
+
+@pytest.mark.parametrize(
+    "option", ["no_such_option=1", "device_type=NO_SUCH", "cache_dir=/tmp/x", "load_config=no.json"]
+)
+def test_a_wrong_option_is_a_typed_refusal(openvino: str, folder: Path, option: str) -> None:
+    options = ("--ep", "openvino", "--ep-option", option)
+    result = timed(openvino, folder / "resnet.onnx", *options)
+    assert (result["status"], result["trimmed_mean_ms"]) == ("failed", None)
+    assert result["failure"]["message"]
+    again = timed(openvino, folder / "resnet.onnx", "--ep", "openvino")
+    assert again["status"] == "success"
+
+
+def test_openvino_keeps_to_its_threads(openvino: str, folder: Path) -> None:
+    """They are counted while the model stays loaded."""
+    told = esm_host(
+        *("time", folder / "resnet.onnx", "--device", openvino, "--ep", "openvino"),
+        *("--ep-option", "num_of_threads=2"),
+    )
+    assert told.exit_code == 2
+    assert "num_of_threads=2: the number of threads sets it" in told.stderr
+
+
+def test_a_campaign_runs_on_openvino(openvino: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    told = esm_host(
+        *("profile", "--device", openvino, "--ep", "openvino", *PROFILE, "--run", run),
+        *("--initial", 40, "--max-models", 40, "--runs", 5, "--target-accuracy", 1),
+    )
+    assert told.exit_code in (0, 3), told.output
+    from esm_host.dataset.store import Store
+
+    with Store(run / "store.db") as store:
+        placed = {tuple(each.ran_on) for each in store.measurements()}
+    assert placed
+
+
+# QNN, a plug-in with an emulated accelerator
+
+
+def test_qnn_without_its_backend_gives_no_number(qnn: str, folder: Path) -> None:
+    options = ("--ep", "qnn", "--ep-option", "backend_path=no_such_backend.so")
+    result = timed(qnn, folder / "resnet.onnx", *options)
+    assert (result["status"], result["trimmed_mean_ms"]) == ("failed", None)
+
+
+def test_qnn_runs_every_node_on_its_emulated_accelerator(qnn: str, folder: Path) -> None:
+    (line,) = [line for line in lines(qnn) if line.startswith("qnn ")]
+    assert line.startswith("qnn 2.7.0: ")
+    result = timed(qnn, folder / "resnet.onnx", "--ep", "qnn")
+    assert result["status"] == "success", result["failure"]
+    assert list(result["ran_on"]) == [QNN]
+    assert result["own_threads"]
+
+
+# ggml, a plug-in that takes few operators
+
+
+def test_ggml_is_refused_where_it_takes_nothing(ggml: str, folder: Path) -> None:
+    assert any(line.startswith("ggml 0.2.0: ") for line in lines(ggml))
+    result = timed(ggml, folder / "unique.onnx", "--ep", "ggml")
+    assert (result["status"], result["trimmed_mean_ms"]) == ("failed", None)
+
+
+# A plug-in without a device
+
+
+def test_a_plugin_without_a_device_is_listed_with_the_reason() -> None:
+    python = environment("ep-openvino")
+    command = [python, "-m", "esm_agent.cli", "providers"]
+    done = subprocess.run(command, capture_output=True, text=True, env=surroundings())
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("openvino ")]
+    if "offers no device" not in line:
+        pytest.skip(f"this machine has a device for it: {line}")
+    assert line == "openvino 1.8.1: registered, offers no device on this machine"
+    cpu = done.stdout.splitlines()[1]
+    assert cpu.startswith("cpu ")
