@@ -147,9 +147,7 @@ def test_a_model_gives_what_it_gives_on_the_processor(
     np.testing.assert_allclose(output, plain.outputs()[0].numpy(), rtol=1e-3, atol=1e-5)
 
 
-def test_where_nodes_ran_is_known(
-    provider: Provider, model: UploadedModel
-) -> None:
+def test_where_nodes_ran_is_known(provider: Provider, model: UploadedModel) -> None:
     loaded = provider.load(model, spec(provider))
     assert loaded.fallback == ()
     told = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")

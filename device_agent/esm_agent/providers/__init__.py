@@ -51,7 +51,9 @@ def ep_library(text: str) -> tuple[str, str]:
     """
     name, _, path = text.partition("=")
     if not (name and path):
-        raise ValueError(f"{text}: give NAME=PATH, such as qnn=/opt/libonnxruntime_providers_qnn.so")
+        raise ValueError(
+            f"{text}: give NAME=PATH, such as qnn=/opt/libonnxruntime_providers_qnn.so"
+        )
     try:
         ProviderInfo(name).check()
     except DeclarationError as error:

@@ -82,9 +82,13 @@ def profiled_nodes(
             name = event["name"].removesuffix("_kernel_time")
             found[name, arguments.get("node_index")] = arguments  # loops repeat their nodes
     nodes, shapes, others = [], set(), set()
-    for (name, _), arguments in found.items():
-        nodes.append(PlacedNode(name, arguments["op_name"], arguments["provider"]))
-        (shapes if _is_about_shapes(arguments) else others).add(nodes[-1][:2])
+    for (name, number), arguments in found.items():
+        operator = arguments["op_name"]
+        nodes.append(PlacedNode(name, operator, arguments["provider"]))
+        about = shapes if _is_about_shapes(arguments) else others
+        about.add((name, operator))
+        if name == f"{operator}_{number}":  # the profiler's name for a node without one
+            about.add(("", operator))
     return nodes, frozenset(shapes - others)
 
 

@@ -187,7 +187,9 @@ def test_nodes_are_counted_where_they_ran(model: Path) -> None:
 
 
 def test_a_model_that_falls_back_is_refused_with_its_nodes(model: Path) -> None:
-    with pytest.raises(ModelError, match=r"1 of 4 nodes did not run on CUDA: exp \(Exp\);") as caught:
+    with pytest.raises(
+        ModelError, match=r"1 of 4 nodes did not run on CUDA: exp \(Exp\);"
+    ) as caught:
         loaded(model, cpu_ops=["Exp"])
     assert caught.value.failure.kind is FailureKind.UNSUPPORTED_OP
     assert "allow fallback to measure" in str(caught.value)
@@ -332,7 +334,7 @@ def test_one_process_serves_both_providers(
     assert len(on_gpu.latency_ns) == len(on_cpu.latency_ns) == 4
     assert on_gpu.ran_on == ((PROVIDER, 4),)
     assert len(on_gpu.copy_in_ns) == len(on_gpu.copy_out_ns) == 10
-    assert (on_cpu.ran_on, on_cpu.copy_in_ns.size, on_cpu.copy_out_ns.size) == ((), 0, 0)
+    assert (on_cpu.ran_on, on_cpu.copy_in_ns.size, on_cpu.copy_out_ns.size) == (((CPU, 4),), 0, 0)
 
 
 def test_a_provider_that_does_not_load_is_not_announced(model: Path, capfd) -> None:
