@@ -33,7 +33,9 @@ def device(ep_name: str, kind: str = "CPU", number: int = 0, vendor: str = "Acme
     hardware = SimpleNamespace(
         type=SimpleNamespace(name=kind), vendor="", vendor_id=0x1234, device_id=number
     )
-    return SimpleNamespace(ep_name=ep_name, ep_vendor=vendor, device=hardware)
+    return SimpleNamespace(
+        ep_name=ep_name, ep_vendor=vendor, device=hardware, ep_metadata={"version": "9"}
+    )
 
 
 class FakeRuntime:

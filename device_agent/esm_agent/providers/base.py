@@ -56,7 +56,11 @@ Options = Mapping[str, str]
 """Values of all options of a provider, by name."""
 
 CPU = "CPUExecutionProvider"
-_PROBE = UploadedModel("probe", Path(__file__).parents[1] / "reference_models" / "arithmetic.onnx")
+CONVOLUTIONS, MATRICES = (
+    UploadedModel(name, Path(__file__).parents[1] / "reference_models" / f"{name}.onnx")
+    for name in ("arithmetic", "large")
+)
+"""Built-in models that prove a provider: of convolutions, and of a matrix product."""
 
 
 class DeviceLostError(BaseException):
@@ -213,10 +217,11 @@ class Provider(Backend):
             chooses_threads=self.chooses_threads,
         )
 
-    def prove(self, allow_fallback: bool = False) -> None:
+    def prove(self, probe: UploadedModel = CONVOLUTIONS, allow_fallback: bool = False) -> None:
         """Run a built-in model.
 
         Args:
+            probe: The model.
             allow_fallback: Whether its nodes may run on another provider.
 
         Raises:
@@ -227,7 +232,7 @@ class Provider(Backend):
         try:
             self.prepare()
             spec = MeasureSpec(provider=self.name, allow_fallback=allow_fallback)
-            first_run(self.load(_PROBE, spec))
+            first_run(self.load(probe, spec))
         except (ModelError, DeviceLostError) as error:
             where = f" on GPU {self.device}" if self.gpu else ""
             text = f"no provider {self.name}{where}: {error}"

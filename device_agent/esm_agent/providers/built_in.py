@@ -42,6 +42,7 @@ KNOWN = {
     "TensorrtExecutionProvider": Known("tensorrt", "NVIDIA", "GPU"),
     "VitisAIExecutionProvider": Known("vitisai", "AMD", "NPU"),
     "WebGpuExecutionProvider": Known("webgpu", "Microsoft", "GPU"),
+    "ggml": Known("ggml", threads_option="threads"),
     "XnnpackExecutionProvider": Known("xnnpack", "Google", "CPU", "intra_op_num_threads"),
 }
 _BY_DEVICE_ID = {"cann", "directml", "migraphx", "rocm", "tensorrt", "tensorrt-rtx"}

@@ -15,9 +15,9 @@ import onnxruntime
 from esm_agent.errors import ProviderMissingError
 from esm_agent.measure.outcomes import one_line
 from esm_agent.measure.process import Candidate
-from esm_agent.providers.base import Provider
+from esm_agent.providers.base import CONVOLUTIONS, MATRICES, Provider
 from esm_agent.providers.built_in import BuiltInProvider
-from esm_agent.providers.plugin import NAME, PATH, Library, PluginProvider
+from esm_agent.providers.plugin import NAMES, PATHS, Library, PluginProvider
 from esm_protos.providers import ProviderInfo
 
 _PREFIX = "onnxruntime_"
@@ -49,7 +49,8 @@ def find(
 
 def plugin_modules() -> list[str]:
     """Return the installed modules that have a library of providers, without importing them."""
-    return sorted({module.name for module in pkgutil.iter_modules() if _is_plugin(module)})
+    names = {module.name for module in pkgutil.iter_modules() if _is_plugin(module)}
+    return sorted(names - {"onnxruntime"})
 
 
 def _is_plugin(module: pkgutil.ModuleInfo) -> bool:
@@ -61,7 +62,7 @@ def _is_plugin(module: pkgutil.ModuleInfo) -> bool:
         code = Path(module.module_finder.path, module.name, "__init__.py").read_bytes()
     except OSError:  # a package without the file
         return False
-    return PATH.encode() in code and NAME.encode() in code
+    return all(any(name.encode() in code for name in names) for names in (PATHS, NAMES))
 
 
 def _version(module: str) -> str:
@@ -77,18 +78,23 @@ def _untried(provider: Provider) -> ProviderInfo:
 
 
 def _proved(provider: Provider) -> Provider:
-    """Return a provider that takes a built-in model, though it may leave nodes to another.
+    """Return a provider on which one of two built-in models runs, if not every node of it.
 
     A provider of few operators is of use too: each model is refused by itself.
 
     Raises:
         ProviderMissingError: the provider does not work.
     """
-    try:
-        provider.prove(allow_fallback=True)
-    except ProviderMissingError:
-        raise
-    except Exception as error:  # a provider may fail in any way
-        text = one_line(error)
-        raise ProviderMissingError(f"no provider {provider.name}: {text}", text) from error
-    return provider
+    failure = None
+    for probe in (CONVOLUTIONS, MATRICES):
+        try:
+            provider.prove(probe, allow_fallback=True)
+        except ProviderMissingError as error:
+            failure = failure or error
+        except Exception as error:  # a provider may fail in any way
+            text = one_line(error)
+            failure = failure or ProviderMissingError(f"no provider {provider.name}: {text}", text)
+        else:
+            return provider
+    assert failure is not None
+    raise failure

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,16 @@ from esm_agent.providers.base import Options, Provider, ProviderOption, Use
 from esm_agent.providers.built_in import known
 from esm_protos.messages import DeviceState
 
-PATH, NAMES, NAME = "get_library_path", "get_ep_names", "get_ep_name"
-"""Functions of a package with a library: its path, and the names of its providers or its only one.
-
-ONNX Runtime's documentation of plug-in packages names them.
-"""
+PATHS = ("get_library_path", "library_path")
+"""Functions of packages that return the path of their library; the first is documented."""
+NAMES = ("get_ep_names", "get_ep_name", "EP_NAME")
+"""Functions or texts of packages with the names of their providers; the first are documented."""
+_EMULATED = {
+    "QNNExecutionProvider": ProviderOption(
+        "backend_type", "text", "htp", "Backend; htp emulates the accelerator on the CPU."
+    ),
+}
+"""Option without which a provider runs nothing if the CPU is its only device."""
 DEVICE = "ep_device"
 """Name of the option that chooses one of the kinds of a provider's devices."""
 
@@ -47,8 +54,8 @@ class Library:
         if self._provider is None:
             if self.module:
                 package = importlib.import_module(self.module)
-                self.path = Path(getattr(package, PATH)())
-                self.name = next(iter(_names(package)), self.name)
+                self.path = Path(_told(package, PATHS))
+                self.name = _told(package, NAMES)
             before = {device.ep_name for device in runtime.get_ep_devices()}
             runtime.register_execution_provider_library(self.name, str(self.path))
             offered = [device.ep_name for device in runtime.get_ep_devices()]
@@ -56,10 +63,17 @@ class Library:
         return self._provider
 
 
-def _names(package: Any) -> list[str]:
-    if hasattr(package, NAMES):
-        return list(getattr(package, NAMES)())
-    return [getattr(package, NAME)()] if hasattr(package, NAME) else []
+def _told(package: Any, names: Sequence[str]) -> str:
+    """Return what a package tells by the first of these names, the first text of several.
+
+    Raises:
+        AttributeError: it has none of them.
+    """
+    found = next((getattr(package, name) for name in names if hasattr(package, name)), None)
+    if found is None:
+        raise AttributeError(f"it has none of {', '.join(names)}")
+    told = found() if callable(found) else found
+    return str(told if isinstance(told, str | os.PathLike) else next(iter(told)))
 
 
 class PluginProvider(Provider):
@@ -104,13 +118,17 @@ class PluginProvider(Provider):
             self.files = self._library.path.parent
         self.threads_option = known(self.runtime_name).threads_option
         kinds = list(dict.fromkeys(map(_kind, self._devices)))
-        self.vendor = self._devices[0].ep_vendor or known(self.runtime_name).vendor
+        first = self._devices[0]
+        self.version = self.version or first.ep_metadata.get("version", "")
+        self.vendor = first.ep_vendor or known(self.runtime_name).vendor
         self.kind = ", ".join(kinds)
         self.gpu = kinds == ["GPU"]
         self.chooses_threads = not self.threads_option
         if len(kinds) > 1:
             text = "Kind of device that runs models."
             self.options = (ProviderOption(DEVICE, "text", kinds[0], text, tuple(kinds)),)
+        elif kinds == ["CPU"] and (emulated := _EMULATED.get(self.runtime_name)):
+            self.options = (emulated,)
         return ""
 
     def providers(self, options: Options, use: Use) -> list[tuple[str, dict[str, str]]]:

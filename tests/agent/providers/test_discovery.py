@@ -56,26 +56,35 @@ def test_packages_are_found_by_name_or_functions_without_importing_them(
         ("onnxruntime_acme", "def get_ep_names(): ...\ndef get_library_path(): ...\n"),
         ("acme_ep", "from .x import get_library_path, get_ep_name\n"),
         ("onnxruntime_ep_bare", "raise SystemExit\n"),
+        ("third_ep", "EP_NAME = 'third'\ndef library_path(): ...\n"),
         ("onnxruntime_extensions", "def get_library_path(): ...\n"),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    expected = ["acme_ep", "onnxruntime_acme", "onnxruntime_ep_bare"]
+    expected = ["acme_ep", "onnxruntime_acme", "onnxruntime_ep_bare", "third_ep"]
     assert [name for name in plugin_modules() if name in os.listdir(tmp_path)] == expected
     names = [candidate.info.name for candidate in find(runtime=FakeRuntime())]
     assert {"acme-ep", "acme", "bare"} <= {*names}
     assert "onnxruntime_acme" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    ("number", "name", "path"),
+    [
+        (1, "def get_ep_names(): return ['AcmeEP']", "get_library_path"),
+        (2, "def get_ep_name(): return 'AcmeEP'", "get_library_path"),
+        (3, "EP_NAME = 'AcmeEP'", "library_path"),
+    ],
+)
 def test_a_package_gives_its_library_and_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str, path: str
 ) -> None:
-    code = f"def get_ep_names(): return ['AcmeEP']\ndef get_library_path(): return {LIBRARY!r}\n"
-    (tmp_path / "onnxruntime_acmetest.py").write_text(code)
+    module = f"onnxruntime_acmetest{number}"
+    (tmp_path / f"{module}.py").write_text(f"{name}\ndef {path}(): return {LIBRARY!r}\n")
     monkeypatch.syspath_prepend(tmp_path)
     runtime = FakeRuntime(offered={LIBRARY: [device("AcmeEP", "NPU")]})
-    provider = PluginProvider("a", Library("a", module="onnxruntime_acmetest"), runtime=runtime)
+    provider = PluginProvider("a", Library("a", module=module), runtime=runtime)
     assert provider.why_not() == ""
     assert provider.why_not() == "", "a library is registered once"
     assert runtime.registered == [("AcmeEP", LIBRARY)]
@@ -113,6 +122,39 @@ def test_a_plugin_that_does_not_work_says_why(offered: dict, problem: str) -> No
 def test_a_package_that_cannot_be_imported_says_why() -> None:
     provider = PluginProvider("acme", Library("acme", module="no_such_module"))
     assert provider.why_not() == "no_such_module: No module named 'no_such_module'"
+    provider = PluginProvider("acme", Library("acme", module="json"))
+    assert provider.why_not() == "json: it has none of get_library_path, library_path"
+
+
+def test_an_accelerator_that_is_emulated_is_chosen_by_default() -> None:
+    qnn = "QNNExecutionProvider"
+    (option,) = plugin(device(qnn)).options
+    assert (option.name, option.default) == ("backend_type", "htp")
+    assert plugin(device(qnn, "NPU")).options == ()
+
+
+def test_a_provider_of_few_operators_is_announced() -> None:
+    """It takes the matrix product of one built-in model, and fails on the other."""
+
+    class Few(FakeRuntime):
+        def InferenceSession(self, path: str, *rest: Any, **named: Any) -> Any:
+            if "large" not in path:
+                raise RuntimeError("only 1-D convolutions")
+            return super().InferenceSession(path, *rest, **named)
+
+    (candidate,) = find(runtime=Few([OPENVINO, CPU], claims=["Gemm"]))
+    assert candidate.make().name == "openvino"
+
+
+def test_a_provider_that_runs_no_model_is_not() -> None:
+    class Broken(FakeRuntime):
+        def InferenceSession(self, *rest: Any, **named: Any) -> Any:
+            raise RuntimeError("no driver")
+
+    (candidate,) = find(runtime=Broken([OPENVINO, CPU]))
+    with pytest.raises(ProviderMissingError) as caught:
+        candidate.make()
+    assert caught.value.problem == "no driver"
 
 
 # What reaches the runtime
