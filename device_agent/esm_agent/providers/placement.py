@@ -81,7 +81,9 @@ def profiled_nodes(
         if not arguments["op_name"].startswith("Memcpy"):
             name = event["name"].removesuffix("_kernel_time")
             found[name, arguments.get("node_index")] = arguments  # loops repeat their nodes
-    nodes, shapes, others = [], set(), set()
+    nodes = []
+    shapes: set[tuple[str, str]] = set()
+    others: set[tuple[str, str]] = set()
     for (name, number), arguments in found.items():
         operator = arguments["op_name"]
         nodes.append(PlacedNode(name, operator, arguments["provider"]))
