@@ -179,14 +179,37 @@ def test_a_wrong_option_is_a_typed_refusal(openvino: str, folder: Path, option: 
     assert again["status"] == "success"
 
 
-def test_openvino_keeps_to_its_threads(openvino: str, folder: Path) -> None:
-    """They are counted while the model stays loaded."""
+def test_openvino_takes_its_threads_from_the_number_asked_for(openvino: str, folder: Path) -> None:
     told = esm_host(
         *("time", folder / "resnet.onnx", "--device", openvino, "--ep", "openvino"),
         *("--ep-option", "num_of_threads=2"),
     )
     assert told.exit_code == 2
     assert "num_of_threads=2: the number of threads sets it" in told.stderr
+
+
+@pytest.mark.parametrize("name", ["openvino", "cpu"])
+def test_one_thread_takes_the_time_of_one_processor(
+    openvino: str, tmp_path: Path, name: str
+) -> None:
+    """By the processor time of the measuring process while the block runs."""
+    space = load_space("resnet", resolution=128)
+    (tmp_path / "large.onnx").write_bytes(space.build(smallest(space)))
+    told = esm_host(
+        *("time", tmp_path / "large.onnx", "--device", openvino, "--ep", name, "--threads", 1),
+        *("--runs", 300, "--quiet", "--json", "-"),
+    )
+    (device,) = json.loads(told.stdout)["context"]["devices"].values()
+    states = [state for state in device["states"] if state["at_ns"] > 0]
+    first, last = states[0], states[-1]
+    processors = 1e9 * (last["own_s"] - first["own_s"]) / (last["at_ns"] - first["at_ns"])
+    assert last["at_ns"] - first["at_ns"] > 1e9
+    assert processors < 1.2
+
+
+def test_a_profile_tells_of_compiled_partitions(openvino: str, folder: Path) -> None:
+    result = timed(openvino, folder / "resnet.onnx", "--ep", "openvino", "--profile")
+    assert {node["provider"] for node in result["profile"]["nodes"]} == {OPENVINO}
 
 
 def test_a_campaign_runs_on_openvino(openvino: str, tmp_path: Path) -> None:
