@@ -28,8 +28,10 @@ from esm_protos.messages import DEFAULT_PORT
 from esm_protos.streams import run
 
 if TYPE_CHECKING:
+    from esm_agent.measure.worker import Worker
     from esm_agent.serving.machine_lock import MachineLock
     from esm_protos.messages import Diagnosis
+    from esm_protos.providers import ProviderInfo
 
 DRAIN_S = 30.0
 _SLEEP_S = 1.0
@@ -405,6 +407,8 @@ def doctor(
 def show_providers(provider: OwnProvider = None, ep_library: EpLibrary = None) -> None:
     """List the execution providers of this device, and why others do not work.
 
+    A built-in model is timed on each for up to two seconds.
+
     Example: esm-agent providers
     """
     from functools import partial
@@ -427,16 +431,33 @@ def show_providers(provider: OwnProvider = None, ep_library: EpLibrary = None) -
     )
     try:
         hello = worker.start()
+        print(hello.runtime)
+        for info in hello.providers:
+            print(printable(f"{info.line}; {_latency_on(info, worker)}"), flush=True)
     except WorkerUnavailableError as error:
         fail(1, str(error))
     finally:
         worker.stop()
-    print(hello.runtime)
-    for info in (*hello.providers, *hello.unusable):
+    for info in hello.unusable:
         print(printable(info.line))
     for place, name in enumerate(others):
         if name in own and place in hello.missing:
             print(printable(f"{name}: {hello.missing[place]}"))
+
+
+def _latency_on(provider: ProviderInfo, worker: Worker) -> str:
+    """Return the latency of a built-in model on a provider, or why it has none, in words."""
+    from esm_agent.measure.block import UploadedBlock
+    from esm_agent.measure.references import reference_models
+    from esm_protos.messages import MeasureSpec
+
+    model = next(each for each in reference_models() if each.model_id == "arithmetic")
+    spec = MeasureSpec(provider=provider.name, runs=50, max_block_s=2.0)
+    block = UploadedBlock("providers", spec, (model,))
+    (measured,) = worker.measure(block, lambda progress: None, lambda: False).measurements
+    if measured.failure is not None:
+        return f"built-in model: {measured.failure.message}"
+    return f"built-in model: {measured.trimmed_mean_ms(spec.trim):.3g} ms"
 
 
 def _examined(seconds: float, history: Path | None) -> Diagnosis:

@@ -74,7 +74,9 @@ class FakeRuntime:
         self.registered.append((name, path))
         if path not in self._offered:
             raise RuntimeError(f"Failed to load library {path}: no such file")
-        self._devices += self._offered[path]
+        for each in self._offered[path]:
+            each.ep_metadata["library_path"] = path
+            self._devices.append(each)
 
     def InferenceSession(
         self, path: str, options: Any, providers: list[Any], enable_fallback: int = 1

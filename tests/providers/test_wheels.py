@@ -261,6 +261,16 @@ def test_qnn_runs_every_node_on_its_emulated_accelerator(qnn: str, folder: Path)
     assert result["own_threads"]
 
 
+def test_a_library_is_given_by_its_path(folder: Path) -> None:
+    (path,) = FOLDER.glob("qnn/lib/python*/site-packages/onnxruntime_qnn/libonnxruntime_*.so")
+    with agent("qnn", "--ep-library", f"own={path}") as address:
+        told = lines(address)
+        assert "own 0.1.0: Qualcomm, CPU" in told
+        assert f"qnn 2.7.0: {path}: it is registered already, under another name" in told
+        result = timed(address, folder / "resnet.onnx", "--ep", "own")
+        assert list(result["ran_on"]) == [QNN]
+
+
 # ggml, a plug-in that takes few operators
 
 

@@ -56,7 +56,10 @@ class Library:
                 package = importlib.import_module(self.module)
                 self.path = Path(_told(package, PATHS))
                 self.name = _told(package, NAMES)
-            before = {device.ep_name for device in runtime.get_ep_devices()}
+            known_devices = runtime.get_ep_devices()
+            if any(_library(device) == str(self.path) for device in known_devices):
+                raise RuntimeError("it is registered already, under another name")
+            before = {device.ep_name for device in known_devices}
             runtime.register_execution_provider_library(self.name, str(self.path))
             offered = [device.ep_name for device in runtime.get_ep_devices()]
             self._provider = next((name for name in offered if name not in before), "")
@@ -148,6 +151,11 @@ class PluginProvider(Provider):
             "provider_version": self.version or "unknown",
             "provider_devices": ", ".join(map(_described, self._devices)),
         }
+
+
+def _library(device: Any) -> str:
+    """Return the path of the library that offers a device; empty for built-in ones."""
+    return str(device.ep_metadata.get("library_path", ""))
 
 
 def _kind(device: Any) -> str:

@@ -1,6 +1,7 @@
 """Execution providers that the agent finds: what it says of them, and that none stops it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from esm_agent.measure.outcomes import ModelError
 from esm_agent.measure.worker import UnusableOptionError, Worker
 from esm_agent.providers import ep_library
 from esm_agent.providers.base import Provider, Use
-from esm_agent.providers.built_in import BuiltInProvider
+from esm_agent.providers.built_in import KNOWN, BuiltInProvider
 from esm_agent.providers.cpu import CpuProvider
 from esm_agent.providers.discovery import find, plugin_modules
 from esm_agent.providers.plugin import Library, PluginProvider
@@ -47,6 +48,15 @@ def test_providers_of_the_wheel_are_found_but_not_those_with_a_class_or_without_
     names = ["AzureExecutionProvider", "CUDAExecutionProvider", OPENVINO, "NewExecutionProvider"]
     found = find(runtime=FakeRuntime([*names, CPU]))
     assert [candidate.info.title for candidate in found] == ["new 1.99", "openvino 1.99"]
+
+
+def test_names_of_the_table_are_the_runtimes() -> None:
+    """ROCm was one of older versions, ggml is a plug-in."""
+    assert set(KNOWN) - set(onnxruntime.get_all_providers()) <= {"ROCMExecutionProvider", "ggml"}
+    found = [candidate.info for candidate in find(runtime=FakeRuntime(list(KNOWN)))]
+    assert sorted(info.name for info in found) == sorted({each.name for each in KNOWN.values()})
+    for info in found:
+        info.check()
 
 
 def test_packages_are_found_by_name_or_functions_without_importing_them(
@@ -89,6 +99,16 @@ def test_a_package_gives_its_library_and_its_name(
     assert provider.why_not() == "", "a library is registered once"
     assert runtime.registered == [("AcmeEP", LIBRARY)]
     assert (provider.runtime_name, provider.kind) == ("AcmeEP", "NPU")
+
+
+def test_a_library_that_was_given_is_not_registered_again_by_its_package() -> None:
+    runtime = FakeRuntime(offered={LIBRARY: [device("AcmeEP")]})
+    given, packaged = (
+        PluginProvider(name, Library(name, Path(LIBRARY)), runtime=runtime) for name in "ab"
+    )
+    assert given.why_not() == ""
+    assert packaged.why_not() == f"{LIBRARY}: it is registered already, under another name"
+    assert runtime.registered == [("a", LIBRARY)]
 
 
 def test_what_a_plugin_says_of_itself_is_its_identity() -> None:
@@ -337,7 +357,8 @@ def test_the_device_lists_its_providers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     first, cpu, *rest = done.stdout.splitlines()
     assert first == f"onnxruntime {onnxruntime.__version__}"
-    assert cpu == f"cpu {onnxruntime.__version__}: Microsoft, CPU"
+    title = re.escape(f"cpu {onnxruntime.__version__}: Microsoft, CPU")
+    assert re.fullmatch(rf"{title}; built-in model: \d[\d.]* ms", cpu)
     (acme,) = [line for line in rest if line.startswith("acme: ")]
     assert "libacme.so" in acme
 
