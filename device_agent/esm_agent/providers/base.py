@@ -167,6 +167,10 @@ class Provider(Backend):
         """Return the options for the runtime's provider; by default ``options`` unchanged."""
         return dict(options)
 
+    def with_threads(self, options: Options, threads: int) -> dict[str, str]:
+        """Return the options with the number of threads, if the runtime's provider takes one."""
+        return {**options, **({self.threads_option: str(threads)} if self.threads_option else {})}
+
     def configure(self, session: onnxruntime.SessionOptions, options: Options) -> None:
         """Set further session options, besides those common to all providers."""
 
@@ -309,10 +313,9 @@ class Provider(Backend):
         )
         own = known.complete(spec.provider_options)
         self._check_files(spec.provider_options)
-        if self.threads_option:
-            own[self.threads_option] = str(model.case.threads or spec.threads)
         options, weights = session_options(model, spec)
         with self._hooks():
+            own = self.with_threads(own, model.case.threads or spec.threads)
             self.configure(options, own)
             providers = [pair if pair[1] else pair[0] for pair in self.providers(own, use)]
         if profile:

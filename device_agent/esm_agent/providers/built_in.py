@@ -50,8 +50,14 @@ _BY_DEVICE_ID = {"cann", "directml", "migraphx", "rocm", "tensorrt", "tensorrt-r
 
 
 def known(runtime_name: str) -> Known:
-    """Return what is known of a provider by its name in ONNX Runtime."""
-    return KNOWN.get(runtime_name) or Known(runtime_name.removesuffix(_SUFFIX).lower())
+    """Return what is known of a provider by its name in ONNX Runtime.
+
+    A plug-in may take the name under which its library is registered: that for clients is known
+    too.
+    """
+    short = runtime_name.removesuffix(_SUFFIX).lower()
+    by_name = (each for each in KNOWN.values() if each.name == short)
+    return KNOWN.get(runtime_name) or next(by_name, Known(short))
 
 
 class BuiltInProvider(Provider):

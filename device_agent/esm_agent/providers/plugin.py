@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,21 +12,26 @@ from typing import Any
 
 import onnxruntime
 
-from esm_agent.measure.outcomes import one_line
+from esm_agent.measure.outcomes import ModelError, one_line
 from esm_agent.providers.base import Options, Provider, ProviderOption, Use
 from esm_agent.providers.built_in import known
-from esm_protos.messages import DeviceState
+from esm_protos.messages import DeviceState, FailureKind
 
 PATHS = ("get_library_path", "library_path")
 """Functions of packages that return the path of their library; the first is documented."""
 NAMES = ("get_ep_names", "get_ep_name", "EP_NAME")
 """Functions or texts of packages with the names of their providers; the first are documented."""
 _EMULATED = {
-    "QNNExecutionProvider": ProviderOption(
+    "qnn": ProviderOption(
         "backend_type", "text", "htp", "Backend; htp emulates the accelerator on the CPU."
     ),
 }
 """Option without which a provider runs nothing if the CPU is its only device."""
+_CONFIGS = {"openvino": ("load_config", "CPU", "INFERENCE_NUM_THREADS")}
+"""Option with JSON, and its section and entry for the number of threads.
+
+The plug-in of OpenVINO ignores the option that OpenVINO in a wheel has for it.
+"""
 DEVICE = "ep_device"
 """Name of the option that chooses one of the kinds of a provider's devices."""
 
@@ -106,6 +112,7 @@ class PluginProvider(Provider):
         self.version = version
         self._library = library
         self._devices: list[Any] = []
+        self._config: tuple[str, str, str] | None = None
 
     def why_not(self) -> str:
         """Register the library; return why that fails, or that it offers no device."""
@@ -119,20 +126,33 @@ class PluginProvider(Provider):
             return "registered, offers no device on this machine"
         if self._library.path is not None:
             self.files = self._library.path.parent
-        self.threads_option = known(self.runtime_name).threads_option
+        self._config = _CONFIGS.get(known(self.runtime_name).name)
+        self.threads_option = "" if self._config else known(self.runtime_name).threads_option
         kinds = list(dict.fromkeys(map(_kind, self._devices)))
         first = self._devices[0]
         self.version = self.version or first.ep_metadata.get("version", "")
         self.vendor = first.ep_vendor or known(self.runtime_name).vendor
         self.kind = ", ".join(kinds)
         self.gpu = kinds == ["GPU"]
-        self.chooses_threads = not self.threads_option
+        self.chooses_threads = not (self.threads_option or self._config)
         if len(kinds) > 1:
             text = "Kind of device that runs models."
             self.options = (ProviderOption(DEVICE, "text", kinds[0], text, tuple(kinds)),)
-        elif kinds == ["CPU"] and (emulated := _EMULATED.get(self.runtime_name)):
+        elif kinds == ["CPU"] and (emulated := _EMULATED.get(known(self.runtime_name).name)):
             self.options = (emulated,)
         return ""
+
+    def with_threads(self, options: Options, threads: int) -> dict[str, str]:
+        if self._config is None:
+            return super().with_threads(options, threads)
+        option, section, entry = self._config
+        try:
+            config = json.loads(options.get(option, "{}"))
+            config[section] = {**config.get(section, {}), entry: str(threads)}
+        except (AttributeError, TypeError, ValueError) as error:
+            text = f'{option}={options[option]}: give JSON, such as {{"{section}": {{}}}}'
+            raise ModelError(FailureKind.INVALID_INPUT, text) from error
+        return {**options, option: json.dumps(config)}
 
     def providers(self, options: Options, use: Use) -> list[tuple[str, dict[str, str]]]:
         """Return no names: :meth:`configure` sets the device of the session."""

@@ -1,5 +1,6 @@
 """Execution providers that the agent finds: what it says of them, and that none stops it."""
 
+import json
 import os
 import re
 import subprocess
@@ -150,6 +151,7 @@ def test_an_accelerator_that_is_emulated_is_chosen_by_default() -> None:
     qnn = "QNNExecutionProvider"
     (option,) = plugin(device(qnn)).options
     assert (option.name, option.default) == ("backend_type", "htp")
+    assert plugin(device("qnn")).options == (option,), "registered under this name"
     assert plugin(device(qnn, "NPU")).options == ()
 
 
@@ -231,7 +233,7 @@ def test_the_number_of_threads_is_that_of_the_provider_too(threads: int) -> None
 @pytest.mark.parametrize(
     ("runtime_name", "option"),
     [
-        (OPENVINO, "num_of_threads"),
+        ("ggml", "threads"),
         ("XnnpackExecutionProvider", "intra_op_num_threads"),
         ("NewExecutionProvider", ""),
     ],
@@ -242,6 +244,23 @@ def test_a_provider_without_an_option_for_threads_says_so(runtime_name: str, opt
     info = plugin(device(runtime_name)).info(DeviceState(0))
     assert (info.threads_option, info.chooses_threads) == (option, not option)
     assert not CpuProvider().info(DeviceState(0)).chooses_threads
+
+
+def test_the_plugin_of_openvino_takes_threads_in_its_configuration() -> None:
+    provider = plugin(device(OPENVINO))
+    info = provider.info(DeviceState(0))
+    assert (info.threads_option, info.chooses_threads) == ("", False)
+    for given, expected in (
+        ({}, {"CPU": {"INFERENCE_NUM_THREADS": "2"}}),
+        (
+            {"load_config": '{"CPU": {"NUM_STREAMS": "1"}, "GPU": {}}'},
+            {"CPU": {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "2"}, "GPU": {}},
+        ),
+    ):
+        assert json.loads(provider.with_threads(given, 2)["load_config"]) == expected
+    for wrong in ("no.json", "[]", '{"CPU": 1}'):
+        with pytest.raises(ModelError, match=r"load_config=.*: give JSON, such as"):
+            provider.with_threads({"load_config": wrong}, 2)
 
 
 def test_a_gpu_is_numbered_and_belongs_to_the_identity() -> None:
