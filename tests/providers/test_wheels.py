@@ -231,6 +231,35 @@ def test_a_provider_runs_on_as_many_threads_as_asked_for(
     assert done.stdout == f"{threads}\n", done.stderr
 
 
+OUTPUTS = """
+import pathlib, sys
+import numpy as np
+from esm_agent.measure.block import UploadedModel
+from esm_agent.providers import find_providers, make_provider
+from esm_protos.messages import MeasureSpec
+
+(own,) = [each.make() for each in find_providers() if each.info.name == "openvino"]
+model = UploadedModel("m", pathlib.Path(sys.argv[1]))
+options = {"load_config": '{"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}'}
+outputs = []
+for provider, given in ((make_provider(), {}), (own, options)):
+    loaded = provider.load(model, MeasureSpec(provider=provider.name, provider_options=given))
+    loaded.run()
+    outputs.append(loaded.outputs()[0].numpy())
+np.testing.assert_allclose(*outputs, rtol=1e-3, atol=1e-5 * abs(outputs[0]).max())
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("wheel", ["openvino", "ep-openvino"])
+def test_openvino_gives_the_outputs_of_the_processor_in_float32(folder: Path, wheel: str) -> None:
+    command = [environment(wheel), "-c", OUTPUTS, folder / "resnet.onnx"]
+    done = subprocess.run(command, capture_output=True, text=True, env=surroundings())
+    if "offers no device" in done.stderr:
+        pytest.skip("the plug-in has no device on this machine")
+    assert done.stdout == "equal\n", done.stderr
+
+
 def test_a_profile_tells_of_compiled_partitions(openvino: str, folder: Path) -> None:
     result = timed(openvino, folder / "resnet.onnx", "--ep", "openvino", "--profile")
     assert {node["provider"] for node in result["profile"]["nodes"]} == {OPENVINO}
@@ -302,6 +331,8 @@ def test_a_plugin_offers_a_device_or_says_that_it_has_none(folder: Path) -> None
         (line,) = [line for line in lines(address) if line.startswith("openvino ")]
         if line != "openvino 1.8.1: registered, offers no device on this machine":
             assert line == "openvino 1.8.1: Intel, CPU"
-            result = timed(address, folder / "resnet.onnx", "--ep", "openvino")
+            config = 'load_config={"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}'
+            options = ("--ep", "openvino", "--ep-option", config)
+            result = timed(address, folder / "resnet.onnx", *options)
             assert result["status"] == "success", result["failure"]
             assert list(result["ran_on"]) == [OPENVINO]
