@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo browser database faketime test test-benchmarks test-predictors test-faults test-arm64 test-large test-onnx lint types docs protos references clean
+.PHONY: demo browser database faketime test test-benchmarks test-predictors test-faults test-arm64 test-large test-onnx test-providers lint types docs protos references clean
 
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
@@ -12,7 +12,7 @@ demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it st
 	$(BIN)/esm-host predict runs/demo --sample 5
 
 test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large and not onnx and not predictors and not benchmarks"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large and not onnx and not predictors and not benchmarks and not providers"
 
 test-benchmarks: $(STAMP)  ## the slow tests of benchmarks/
 	$(BIN)/python -m pytest -m benchmarks
@@ -46,6 +46,9 @@ test-large: $(STAMP)  ## a model of 3 GB; needs 10 GB of disk
 
 test-onnx: $(STAMP)  ## the ONNX project's test cases, with their own and with drawn inputs; some minutes
 	$(BIN)/python -m pytest -m onnx -s
+
+test-providers: $(STAMP)  ## execution providers of real wheels, each in an environment of its own under build/; needs a network
+	$(BIN)/python -m pytest -m providers -rs
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

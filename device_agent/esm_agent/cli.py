@@ -28,8 +28,10 @@ from esm_protos.messages import DEFAULT_PORT
 from esm_protos.streams import run
 
 if TYPE_CHECKING:
+    from esm_agent.measure.worker import Worker
     from esm_agent.serving.machine_lock import MachineLock
     from esm_protos.messages import Diagnosis
+    from esm_protos.providers import ProviderInfo
 
 DRAIN_S = 30.0
 _SLEEP_S = 1.0
@@ -69,6 +71,25 @@ def _checked_host(host: str) -> str:
         return check_host(host)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+OwnProvider = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE.py:CLASS",
+        help="Additional execution provider (docs/extending/provider.md). May be repeated.",
+        envvar="ESM_AGENT_PROVIDERS",
+    ),
+]
+EpLibrary = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=PATH",
+        help="Library with an execution provider of ONNX Runtime, to register under this name "
+        "(docs/providers.md). May be repeated.",
+        envvar="ESM_AGENT_EP_LIBRARIES",
+    ),
+]
 
 
 class LogFormat(StrEnum):
@@ -120,14 +141,8 @@ def serve(
         int | None,
         typer.Option(help="GPU to measure on, by its number in nvidia-smi.", min=0),
     ] = None,
-    provider: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE.py:CLASS",
-            help="Additional execution provider (docs/extending/provider.md). May be repeated.",
-            envvar="ESM_AGENT_PROVIDERS",
-        ),
-    ] = None,
+    provider: OwnProvider = None,
+    ep_library: EpLibrary = None,
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="Stop when standard input ends.")
     ] = False,
@@ -252,6 +267,7 @@ def serve(
             history=history or _own_history(),
             machine=_own_lock() if take_turns else None,
             providers=provider or (),
+            ep_libraries=ep_library or (),
             metric_sources=[absolute(name) for name in metrics or ()],
         )
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
@@ -384,6 +400,64 @@ def doctor(
         fail(1, str(error))
     if not diagnosis.fit:
         raise typer.Exit(NOT_FIT)
+
+
+@app.command("providers")
+@one_line_errors
+def show_providers(provider: OwnProvider = None, ep_library: EpLibrary = None) -> None:
+    """List the execution providers of this device, and why others do not work.
+
+    A built-in model is timed on each for up to two seconds.
+
+    Example: esm-agent providers
+    """
+    from functools import partial
+
+    from esm_agent import providers as found
+    from esm_agent.measure.worker import Worker, WorkerUnavailableError
+    from esm_protos.plugins import absolute
+    from esm_protos.text import printable
+
+    try:
+        libraries = [found.ep_library(text) for text in ep_library or ()]
+    except ValueError as error:
+        fail(2, f"--ep-library {error}")
+    own = [absolute(name) for name in provider or ()]
+    others = [*(name for name in found.FAMILY.names() if name != found.FIRST), *own]
+    worker = Worker(
+        found.make_provider,
+        make_others=[partial(found.make_provider, name) for name in others],
+        find=partial(found.find_providers, libraries),
+    )
+    try:
+        hello = worker.start()
+        print(hello.runtime)
+        for info in hello.providers:
+            print(printable(f"{info.line}; {_latency_on(info, worker)}"), flush=True)
+    except WorkerUnavailableError as error:
+        fail(1, str(error))
+    finally:
+        worker.stop()
+    for info in hello.unusable:
+        print(printable(info.line))
+    for place, name in enumerate(others):
+        if name in own and place in hello.missing:
+            print(printable(f"{name}: {hello.missing[place]}"))
+
+
+def _latency_on(provider: ProviderInfo, worker: Worker) -> str:
+    """Return the latency of a built-in model on a provider, or why it has none, in words."""
+    from esm_agent.measure.block import UploadedBlock
+    from esm_agent.measure.references import reference_models
+    from esm_protos.messages import MeasureSpec
+
+    model = next(each for each in reference_models() if each.model_id == "arithmetic")
+    spec = MeasureSpec(provider=provider.name, runs=50, max_block_s=2.0)
+    block = UploadedBlock("providers", spec, (model,))
+    (measured,) = worker.measure(block, lambda progress: None, lambda: False).measurements
+    if measured.failure is not None:
+        return f"built-in model: {measured.failure.message}"
+    return f"built-in model: {measured.trimmed_mean_ms(spec.trim):.3g} ms"
 
 
 def _examined(seconds: float, history: Path | None) -> Diagnosis:

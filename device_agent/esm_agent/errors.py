@@ -6,4 +6,12 @@ class AccessError(Exception):
 
 
 class ProviderMissingError(Exception):
-    """A provider does not work on this device; the text gives the reason."""
+    """A provider does not work on this device; the text gives the reason.
+
+    Attributes:
+        problem: Reason without the provider's name.
+    """
+
+    def __init__(self, message: str, problem: str = "") -> None:
+        super().__init__(message)
+        self.problem = problem or message

@@ -144,7 +144,8 @@ def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
     )
 
 
-_INFO_OMITTED = ("limits", "state", "occupancy", "time_unix_s", "metrics", "provider_table")
+_TABLES = ("provider_table", "unusable_providers")
+_INFO_OMITTED = ("limits", "state", "occupancy", "time_unix_s", "metrics", *_TABLES)
 
 
 def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
@@ -161,6 +162,7 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
             for metric in info.metrics
         ],
         provider_table=map(provider_to_pb, info.provider_table),
+        unusable_providers=map(provider_to_pb, info.unusable_providers),
         **_sent(info, *_INFO_OMITTED),
     )
 
@@ -179,6 +181,7 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
         time_unix_s=message.time_unix_s if 0 < message.time_unix_s < _YEAR_10000_S else None,
         metrics=tuple(map(_metric_from_pb, message.metrics)),
         provider_table=table or older_peers.provider_table(message.providers, gpus),
+        unusable_providers=tuple(map(provider_from_pb, message.unusable_providers)),
         **_received(message, DeviceInfo, *_INFO_OMITTED),
     )
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from esm_protos import older_peers
 from esm_protos.metrics import PEAK_MEMORY, Metric
+from esm_protos.nearest import unknown
 from esm_protos.providers import ProviderInfo
 from esm_protos.statistics import trimmed_mean
 
@@ -374,6 +375,7 @@ class DeviceInfo:
         instance: Random name of the agent's process; empty: unknown.
         metrics: Metrics that the agent's sources measure.
         provider_table: Descriptions of the providers, in the same order.
+        unusable_providers: Providers that were found and do not work, with the problem.
     """
 
     protocol_version: int
@@ -396,6 +398,7 @@ class DeviceInfo:
     instance: str = ""
     metrics: tuple[Metric, ...] = ()
     provider_table: tuple[ProviderInfo, ...] = ()
+    unusable_providers: tuple[ProviderInfo, ...] = ()
 
     @property
     def processors(self) -> float:
@@ -406,6 +409,15 @@ class DeviceInfo:
         """Return the description of a provider; only its name if unknown."""
         found = (each for each in self.provider_table if each.name == name)
         return next(found, ProviderInfo(name))
+
+    def why_not(self, provider: str, where: str = "on the device") -> str:
+        """Return why models cannot run on a provider, with the remedy; empty if they can."""
+        if provider in self.providers:
+            return ""
+        for unusable in self.unusable_providers:
+            if unusable.name == provider:
+                return f"{unusable.line}: choose {', '.join(self.providers)}"
+        return unknown("execution provider", provider, self.providers, where=where)
 
     def identity(self, provider: str = "cpu") -> dict[str, str | int]:
         """Return the facts that identify a device and provider.

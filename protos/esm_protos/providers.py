@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from esm_protos.nearest import unknown
@@ -88,7 +88,7 @@ class ProviderOption:
 
 @dataclass(frozen=True)
 class ProviderInfo:
-    """An execution provider that works on a device.
+    """An execution provider of a device.
 
     Attributes:
         name: what clients call it.
@@ -96,6 +96,13 @@ class ProviderInfo:
         identity: facts beyond those of the machine and the runtime that must be equal for two
             measurements to be comparable, such as a GPU's name.
         may_fall_back: the runtime may run some of a model's nodes on another provider.
+        version: version of the package that has it.
+        vendor: its vendor.
+        kind: kinds of its devices, ``"CPU"``, ``"GPU"`` or ``"NPU"``, with commas; empty: unknown.
+        problem: why it does not work; empty if it does.
+        open_options: it takes any option, as text, beside those in ``options``.
+        threads_option: its option that the number of threads sets; empty: none.
+        chooses_threads: it has threads of its own, whatever number is asked for.
     """
 
     name: str
@@ -103,6 +110,24 @@ class ProviderInfo:
     options: tuple[ProviderOption, ...] = ()
     identity: Mapping[str, str] = field(default_factory=dict, hash=False)
     may_fall_back: bool = False
+    version: str = ""
+    vendor: str = ""
+    kind: str = ""
+    problem: str = ""
+    open_options: bool = False
+    threads_option: str = ""
+    chooses_threads: bool = False
+
+    @property
+    def title(self) -> str:
+        """Name and version."""
+        return f"{self.name} {self.version}".rstrip()
+
+    @property
+    def line(self) -> str:
+        """Name, version, and the vendor and the devices, or the problem."""
+        about = self.problem or ", ".join(filter(None, (self.vendor, self.kind)))
+        return f"{self.title}: {about}" if about else self.title
 
     def check(self) -> None:
         """Check the declaration of a provider and its options.
@@ -128,11 +153,17 @@ class ProviderInfo:
     def complete(self, given: Mapping[str, str]) -> dict[str, str]:
         """Return a value for every option, in the table's order: the given one or its default.
 
+        Given options that are not in the table follow if the provider takes any option.
+
         Raises:
             OptionError: there is no such option, or it takes no such value.
         """
         known = {option.name: option for option in self.options}
         for name, value in given.items():
+            if self.threads_option and name == self.threads_option:
+                raise OptionError(f"{name}={value}: the number of threads sets it, leave it out")
+            if name not in known and self.open_options and _is_name(name) and value:
+                continue
             if name not in known:
                 has = ", ".join(f"{each.name} ({each.values})" for each in self.options)
                 cure = f"choose {has}" if has else "it has none"
@@ -141,16 +172,20 @@ class ProviderInfo:
                 raise OptionError(f"{name}={value}: {text}")
             if not known[name].takes(value):
                 raise OptionError(f"{name}={value}: give {known[name].values}")
-        return {name: given.get(name, option.default) for name, option in known.items()}
+        return {**{name: option.default for name, option in known.items()}, **given}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ProviderInfo:
-        """Build from plain values, as ``dataclasses.asdict`` gives them."""
+        """Build from plain values, as ``dataclasses.asdict`` gives them.
+
+        Values that a later version adds are left out.
+        """
         options = (
             ProviderOption(**{**option, "choices": tuple(option["choices"])})
             for option in data["options"]
         )
-        return cls(**{**data, "options": tuple(options)})
+        own = {each.name: data[each.name] for each in fields(cls) if each.name in data}
+        return cls(**{**own, "options": tuple(options)})
 
 
 def _is_name(name: object) -> bool:

@@ -127,6 +127,13 @@ providers = st.builds(
     options=st.lists(options, max_size=2).map(tuple),
     identity=st.dictionaries(texts, texts, max_size=2),
     may_fall_back=st.booleans(),
+    version=texts,
+    vendor=texts,
+    kind=texts,
+    problem=texts,
+    open_options=st.booleans(),
+    threads_option=texts,
+    chooses_threads=st.booleans(),
 )
 devices = st.builds(
     DeviceInfo,
@@ -142,6 +149,7 @@ devices = st.builds(
     python_version=texts,
     runtime=texts,
     provider_table=st.lists(providers, max_size=2).map(tuple),
+    unusable_providers=st.lists(providers, max_size=2).map(tuple),
     providers=st.just(()),
     limits=st.builds(
         Limits,
@@ -214,6 +222,27 @@ def test_an_agent_without_a_table_is_known_by_its_names_and_gpus() -> None:
         match=r"own=1: unknown option 'own' of the provider cuda: choose tf32",
     ):
         info.provider("cuda").complete({"own": "1"})
+
+
+def test_a_provider_with_open_options_takes_any_and_keeps_its_own_checked() -> None:
+    info = ProviderInfo("x", options=(ProviderOption("a", "bool", "0"),), open_options=True)
+    assert info.complete({"b.c": "any", "a": "1"}) == {"a": "1", "b.c": "any"}
+    for name, value in (("a", "2"), ("b c", "1"), ("b", "")):
+        with pytest.raises(OptionError, match=f"{name}={value}: "):
+            info.complete({name: value})
+
+
+def test_the_number_of_threads_is_no_option() -> None:
+    info = ProviderInfo("x", open_options=True, threads_option="num_of_threads")
+    with pytest.raises(OptionError, match="num_of_threads=4: the number of threads sets it"):
+        info.complete({"num_of_threads": "4"})
+
+
+def test_json_of_a_later_version_is_read() -> None:
+    data = {**asdict(ProviderInfo("x", version="1")), "later": {}}
+    assert ProviderInfo.from_json(data) == ProviderInfo("x", version="1")
+    older = {"name": "x", "runtime_name": "", "options": [], "identity": {}, "may_fall_back": True}
+    assert ProviderInfo.from_json(older).line == "x"
 
 
 @pytest.mark.parametrize("on", [False, True])

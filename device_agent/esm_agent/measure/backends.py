@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
@@ -74,9 +74,9 @@ class DeviceModel(LoadedModel):
 class Backend(ABC):
     """Loader of model files for timing."""
 
-    name: ClassVar[str]
+    name: str
     """Name of the provider for clients."""
-    gpu: ClassVar[bool] = False
+    gpu: bool = False
     """Whether it runs on a GPU."""
 
     def info(self, device: DeviceState) -> ProviderInfo:

@@ -116,10 +116,10 @@ def conditions(
 
 def _settings(spec: MeasureSpec, provider: ProviderInfo) -> Iterator[str]:
     """Yield options that are not as by default, a switch that is on by its name."""
-    given = provider.complete(spec.provider_options)
-    for option in provider.options:
-        if (value := given[option.name]) != option.default:
-            yield option.name if value == "1" else f"{option.name}={value}"
+    defaults = provider.complete({})
+    for name, value in provider.complete(spec.provider_options).items():
+        if value != defaults.get(name):
+            yield name if value == "1" else f"{name}={value}"
 
 
 def history_file() -> Path:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,13 +49,32 @@ _MAX_LOOKS = 100
 _KEPT_NS = 500_000_000
 """Longest time to create a session and run it once for which sessions are renewed in a block."""
 CELLS = 5
-FINISH = 4
-"""Number of cells of the shared page, and index of the cell that requests an early end."""
+TICKS, FINISH = 3, 4
+"""Number of cells of the shared page; indices of its ticks and of its request for an early end."""
 REFERENCES = -1
 """Index of the reference models in the board's cell of the current model."""
+NOTHING = -1
+"""Index in that cell before the first job while no provider is tried."""
 
 BackendFactory = Callable[[], Any]
 """Factory of a :class:`~esm_agent.measure.backends.Backend` in the process; importable by name."""
+
+
+class Candidate(NamedTuple):
+    """Execution provider that was found on the device.
+
+    Attributes:
+        info: What is known of it before it is tried.
+        make: Factory of its backend.
+    """
+
+    info: ProviderInfo
+    make: BackendFactory
+
+
+Finder = Callable[[], Sequence[Candidate]]
+"""Finder of execution providers in the process; importable by name. It always finds the same."""
+
 TelemetryFactory = Callable[[], Any]
 """Factory of a :class:`~esm_agent.device.telemetry.Telemetry`, also importable by name."""
 
@@ -67,6 +87,7 @@ class Hello(NamedTuple):
         providers: Execution providers that work.
         isolation: Names of the mechanisms that confine the process.
         missing: Reason for each missing provider, by the index of its factory in ``make_others``.
+        unusable: Execution providers that were found and do not work.
         findings: Findings of the doctor about the providers.
         gpu: Whether a provider runs on a GPU.
         metrics: Metrics of the sources.
@@ -76,6 +97,7 @@ class Hello(NamedTuple):
     providers: tuple[ProviderInfo, ...]
     isolation: tuple[str, ...] = ()
     missing: Mapping[int, str] = {}
+    unusable: tuple[ProviderInfo, ...] = ()
     findings: tuple[Finding, ...] = ()
     gpu: bool = False
     metrics: tuple[Metric, ...] = ()
@@ -115,6 +137,11 @@ class Board:
         self.cells = cells
         self._timing = 1.0
 
+    def try_provider(self, place: int) -> None:
+        """Show the provider that is tried, by its index, or :data:`NOTHING`."""
+        self.cells[1] = place
+        self.tick()
+
     def expect(self, job: Job) -> None:
         """Start a job: set the share of timing in its measuring."""
         self._timing = job.spec.runs / (job.spec.runs + job.profile_runs)
@@ -141,7 +168,7 @@ class Board:
 
     def tick(self) -> None:
         """Restart the time-out."""
-        self.cells[3] += 1
+        self.cells[TICKS] += 1
 
     def finish_requested(self) -> bool:
         """Return whether the job should end with the runs so far."""
@@ -199,6 +226,8 @@ def main(
     confinement: Confinement,
     make_others: Sequence[BackendFactory] = (),
     metrics: Sequence[str] = (),
+    find: Finder | None = None,
+    skipped: Mapping[int, str] | None = None,
 ) -> None:
     """Process jobs until the agent closes the connection.
 
@@ -210,8 +239,13 @@ def main(
         confinement: Confinement of this process.
         make_others: Factories of optional backends.
         metrics: Names of metric sources.
+        find: Finder of more optional backends.
+        skipped: Reason not to try a provider, by its index: those of ``make_others``, then those
+            that ``find`` finds.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent to handle
+    with suppress(OSError):
+        os.dup2(2, 1)  # stdout carries the agent's address, and native libraries write to it
     if sys.platform == "linux":
         # A hung native call must not outlive a killed agent.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -227,7 +261,7 @@ def main(
     from esm_agent.measure.backends import failure_of
 
     board = Board(cells)
-    backends, missing = _backends(make_backend, make_others)
+    backends, missing, unusable = _backends(make_backend, make_others, find, skipped or {}, board)
     telemetry = make_telemetry()
     sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick)
     runtime = f"onnxruntime {onnxruntime.__version__}"
@@ -244,7 +278,9 @@ def main(
             connection.send(Refusal(failure_of(backend, error)))
             return
     told = tuple(metric for source in sources for metric in source.metrics)
-    connection.send(Hello(runtime, tuple(infos), isolation, missing, tuple(findings), gpu, told))
+    connection.send(
+        Hello(runtime, tuple(infos), isolation, missing, unusable, tuple(findings), gpu, told)
+    )
     while True:
         try:
             job: Job = connection.recv()
@@ -259,24 +295,50 @@ def main(
 
 
 def _backends(
-    make_first: BackendFactory, make_others: Sequence[BackendFactory]
-) -> tuple[dict[str, Backend], dict[int, str]]:
-    """Return the working backends by name, and the reasons for missing ones by index."""
+    make_first: BackendFactory,
+    make_others: Sequence[BackendFactory],
+    find: Finder | None,
+    skipped: Mapping[int, str],
+    board: Board,
+) -> tuple[dict[str, Backend], dict[int, str], tuple[ProviderInfo, ...]]:
+    """Return the working backends by name, and those that do not work.
+
+    Returns:
+        The backends; the reason for each missing one of ``make_others``, by index; the found ones
+        that do not work.
+    """
     from esm_agent.errors import ProviderMissingError
 
     first: Backend = make_first()
-    made, missing = {first.name: first}, {}
+    made = {first.name: first}
+    missing: dict[int, str] = {}
+    unusable = []
+
+    def attempt(place: int, make: BackendFactory, name: str = "") -> None:
+        board.try_provider(place)
+        if place in skipped:
+            raise ProviderMissingError(skipped[place])
+        taken = "there is already a provider '{}': choose another name"
+        if name in made:
+            raise ProviderMissingError(taken.format(name))
+        backend: Backend = make()
+        if backend.name in made:
+            raise ProviderMissingError(taken.format(backend.name))
+        made[backend.name] = backend
+
     for place, make in enumerate(make_others):
         try:
-            backend: Backend = make()
+            attempt(place, make)
         except ProviderMissingError as error:
             missing[place] = str(error)
-            continue
-        if backend.name in made:
-            missing[place] = f"there is already a provider '{backend.name}': choose another name"
-        else:
-            made[backend.name] = backend
-    return made, missing
+    board.try_provider(NOTHING)
+    for place, (info, make) in enumerate(find() if find else (), start=len(make_others)):
+        try:
+            attempt(place, make, info.name)
+        except ProviderMissingError as error:
+            unusable.append(replace(info, problem=error.problem))
+    board.try_provider(NOTHING)
+    return made, missing, tuple(unusable)
 
 
 def _measure(

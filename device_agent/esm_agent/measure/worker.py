@@ -28,9 +28,12 @@ from esm_agent.measure.history import HistoryFile, conditions
 from esm_agent.measure.process import (
     CELLS,
     FINISH,
+    NOTHING,
     REFERENCES,
     STATES,
+    TICKS,
     BackendFactory,
+    Finder,
     Hello,
     JobResult,
     Profiled,
@@ -121,6 +124,8 @@ class Worker:
         make_others: Factories of optional backends.
         history: Store of the reference models' latencies; None stores nothing.
         metrics: Names of metric sources (:mod:`esm_agent.measure.sources`).
+        find: Finder of more optional backends.
+        try_timeout_s: Longest try of one optional backend, seconds.
 
     Attributes:
         restarts: Number of starts after the process died or was killed with its block.
@@ -135,7 +140,12 @@ class Worker:
         make_others: Sequence[BackendFactory] = (),
         history: HistoryFile | None = None,
         metrics: Sequence[str] = (),
+        find: Finder | None = None,
+        try_timeout_s: float = _START_TIMEOUT_S,
     ) -> None:
+        self._find = find
+        self._try_timeout_s = try_timeout_s
+        self._skipped: dict[int, str] = {}
         self._history = history
         self._metrics = tuple(metrics)
         self._hello = Hello("", ())
@@ -156,32 +166,58 @@ class Worker:
     def start(self) -> Hello:
         """Start the process and return its first message.
 
-        A process killed during its start is started again: the cause is outside.
+        A process killed during its start is started again: the cause is outside. An optional
+        provider that ends or hangs the process is left out from then on.
 
         Raises:
             WorkerUnavailableError: the process does not start.
             UnusableOptionError: a metric source does not load.
         """
-        for attempt in range(1, _STARTS + 1):
+        attempt = 1
+        while True:
             self._current = current = self._spawn()
-            try:
-                if current.connection.poll(_START_TIMEOUT_S):
-                    hello: Hello | Refusal = current.connection.recv()
-                    if isinstance(hello, Refusal):
-                        self.stop()
-                        raise UnusableOptionError(hello.text)
-                    self._hello = hello
-                    return hello
-            except (EOFError, ConnectionResetError):
-                current.process.join()
-            text, killed = current.exit_text(), (current.process.exitcode or 0) < 0
+            hello = self._first_message(current)
+            if isinstance(hello, Refusal):
+                self.stop()
+                raise UnusableOptionError(hello.text)
+            if hello is not None:
+                self._hello = hello
+                return hello
+            place, hung = current.cells[1], current.process.is_alive()
             self.stop()
-            if not killed or attempt == _STARTS:
-                break
-        raise WorkerUnavailableError(
-            f"the measuring process did not start ({text}): is onnxruntime installed? "
-            f"{install('agent')}"
-        )
+            text = current.exit_text()
+            if hung:
+                text = f"no answer for {self._timeout_s(place):g} s"
+            code = 0 if hung else current.process.exitcode or 0
+            if place >= 0 and (code != -signal.SIGKILL or attempt == _STARTS):
+                self._skipped[place] = f"it stops the measuring process ({text})"
+                attempt = 1
+            elif code >= 0 or attempt == _STARTS:
+                raise WorkerUnavailableError(
+                    f"the measuring process did not start ({text}): is onnxruntime installed? "
+                    f"{install('agent')}"
+                )
+            else:
+                attempt += 1
+
+    def _first_message(self, current: _Process) -> Hello | Refusal | None:
+        """Return the first message of the process; None if it ended, or hangs and is alive."""
+        ticks, changed = current.cells[TICKS], time.monotonic()
+        try:
+            while not current.connection.poll(_POLL_S):
+                if current.cells[TICKS] != ticks:
+                    ticks, changed = current.cells[TICKS], time.monotonic()
+                elif time.monotonic() - changed > self._timeout_s(current.cells[1]):
+                    return None
+            first: Hello | Refusal = current.connection.recv()
+            return first
+        except (EOFError, ConnectionResetError):
+            current.process.join()
+            return None
+
+    def _timeout_s(self, place: int) -> float:
+        """Return the longest try of the provider at a place, or the longest start without it, s."""
+        return self._try_timeout_s if place >= 0 else _START_TIMEOUT_S
 
     def _spawn(self) -> _Process:
         try:
@@ -191,6 +227,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         cells = Cells(CELLS)
+        cells[1] = NOTHING
         process = context.Process(
             target=measuring.main,
             args=(
@@ -201,6 +238,8 @@ class Worker:
                 self._confinement,
                 self._make_others,
                 self._metrics,
+                self._find,
+                self._skipped,
             ),
             daemon=True,
             name="esm-worker",
@@ -397,7 +436,7 @@ class Worker:
         """Return the next message of the process; or a failure, as :meth:`_attempt`."""
         current = self._current
         assert current is not None
-        ticks, changed = current.cells[3], time.monotonic()
+        ticks, changed = current.cells[TICKS], time.monotonic()
         try:
             while not current.connection.poll(_POLL_S):
                 if cancelled():

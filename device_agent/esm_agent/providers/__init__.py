@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esm_agent.errors import ProviderMissingError
@@ -9,6 +11,7 @@ from esm_protos.plugins import Family, PluginError, described, own_name, split
 from esm_protos.providers import DeclarationError, ProviderInfo
 
 if TYPE_CHECKING:
+    from esm_agent.measure.process import Candidate
     from esm_agent.providers.base import Provider
 
 FIRST = "cpu"
@@ -26,6 +29,38 @@ FAMILY = Family(
     },
     required=("name", "runtime_name"),
 )
+
+
+def find_providers(libraries: Sequence[tuple[str, str]] = (), device: int = 0) -> list[Candidate]:
+    """Return the execution providers found on this device, untried.
+
+    Args:
+        libraries: Names and absolute paths of libraries to register.
+        device: Number of the device to run on, where there are several.
+    """
+    from esm_agent.providers.discovery import find  # loads onnxruntime
+
+    return find(libraries, device)
+
+
+def ep_library(text: str) -> tuple[str, str]:
+    """Split ``NAME=PATH`` into a name for clients and the absolute path of a library.
+
+    Raises:
+        ValueError: it has another form, the name is none, or there is no such file.
+    """
+    name, _, path = text.partition("=")
+    if not (name and path):
+        raise ValueError(
+            f"{text}: give NAME=PATH, such as qnn=/opt/libonnxruntime_providers_qnn.so"
+        )
+    try:
+        ProviderInfo(name).check()
+    except DeclarationError as error:
+        raise ValueError(f"{text}: {error}") from error
+    if not Path(path).is_file():
+        raise ValueError(f"{text}: there is no file {path}")
+    return name, str(Path(path).resolve())
 
 
 def make_provider(name: str = FIRST, device: int = 0) -> Provider:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import enum
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import onnxruntime
 
@@ -36,7 +36,16 @@ from esm_agent.measure.feeds import Feed
 from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
 from esm_agent.providers import COMPILED
 from esm_agent.providers.device_memory import DeviceMemory, check_feed
-from esm_agent.providers.placement import Placement, called, nodes_by_provider, refusal
+from esm_agent.providers.placement import (
+    RECORD,
+    PlacedNode,
+    Placement,
+    assigned_nodes,
+    called,
+    placement,
+    profiled_nodes,
+    refusal,
+)
 from esm_protos.messages import DeviceState, FailureKind, MeasureSpec, Profile
 from esm_protos.providers import ProviderInfo, ProviderOption
 from esm_protos.user_folders import user_folder
@@ -47,7 +56,11 @@ Options = Mapping[str, str]
 """Values of all options of a provider, by name."""
 
 CPU = "CPUExecutionProvider"
-_PROBE = UploadedModel("probe", Path(__file__).parents[1] / "reference_models" / "arithmetic.onnx")
+CONVOLUTIONS, MATRICES = (
+    UploadedModel(name, Path(__file__).parents[1] / "reference_models" / f"{name}.onnx")
+    for name in ("arithmetic", "large")
+)
+"""Built-in models that prove a provider: of convolutions, and of a matrix product."""
 
 
 class DeviceLostError(BaseException):
@@ -68,6 +81,22 @@ class Use(enum.Enum):
     """Placement: the provider of each node, not its time."""
 
 
+class PlacedRun(NamedTuple):
+    """Run of a model under the runtime's profiler.
+
+    Attributes:
+        nodes: Nodes with their providers; a compiled partition is one node.
+        shapes: Names and operators of nodes that compute shapes.
+        outputs: Outputs, as runtime values.
+        feed: Inputs.
+    """
+
+    nodes: list[PlacedNode]
+    shapes: frozenset[tuple[str, str]]
+    outputs: list[Any]
+    feed: Feed
+
+
 class Provider(Backend):
     """Base of execution providers.
 
@@ -82,23 +111,37 @@ class Provider(Backend):
             changes latencies is an option or is fixed in :meth:`runtime_options`.
         cure: Remedy if this onnxruntime lacks the provider.
         why_not_loading: End of the message if the provider's libraries do not load.
-        may_fall_back: Whether the runtime may run nodes on another provider. If so, each model
-            runs once under the runtime's profiler and is refused if a node ran elsewhere.
+        may_fall_back: Whether the runtime may run nodes on another provider. If so, a model is
+            refused if a node ran elsewhere.
         gpu: Whether the provider runs on the GPU of ``esm-agent serve --gpu``. Timing then waits
             until the clock has settled.
         memory: Name of the device's memory in ``OrtValue``; inputs and outputs stay there, and
             copies are timed separately. Empty: main memory.
         fatal: Pattern of errors after which the process must end.
+        version: Version of the package that has the provider.
+        vendor: Its vendor.
+        kind: Kinds of its devices, ``CPU``, ``GPU`` or ``NPU``; empty: unknown.
+        open_options: Whether clients may give any option of the runtime's provider, as text.
+        files: Folder with the files that options of clients may name; None allows none.
+        threads_option: Option of the runtime's provider that sets its number of threads.
+        chooses_threads: Whether the provider has threads of its own that no option limits.
     """
 
-    runtime_name: ClassVar[str]
-    options: ClassVar[tuple[ProviderOption, ...]] = ()
-    cure: ClassVar[str] = ""
-    why_not_loading: ClassVar[str] = ""
-    may_fall_back: ClassVar[bool] = True
-    gpu: ClassVar[bool] = False
-    memory: ClassVar[str] = ""
-    fatal: ClassVar[re.Pattern[str] | None] = None
+    runtime_name: str
+    options: tuple[ProviderOption, ...] = ()
+    cure: str = ""
+    why_not_loading: str = ""
+    may_fall_back: bool = True
+    gpu: bool = False
+    memory: str = ""
+    fatal: re.Pattern[str] | None = None
+    version: str = ""
+    vendor: str = ""
+    kind: str = ""
+    open_options: bool = False
+    files: Path | None = None
+    threads_option: str = ""
+    chooses_threads: bool = False
 
     def __init__(self, device: int = 0, runtime: Any = onnxruntime) -> None:
         self.device = device
@@ -123,6 +166,10 @@ class Provider(Backend):
     def runtime_options(self, options: Options, use: Use) -> dict[str, str]:
         """Return the options for the runtime's provider; by default ``options`` unchanged."""
         return dict(options)
+
+    def with_threads(self, options: Options, threads: int) -> dict[str, str]:
+        """Return the options with the number of threads, if the runtime's provider takes one."""
+        return {**options, **({self.threads_option: str(threads)} if self.threads_option else {})}
 
     def configure(self, session: onnxruntime.SessionOptions, options: Options) -> None:
         """Set further session options, besides those common to all providers."""
@@ -166,22 +213,34 @@ class Provider(Backend):
             self.options,
             self.identity(device),
             self.may_fall_back,
+            self.version,
+            self.vendor,
+            self.kind,
+            open_options=self.open_options,
+            threads_option=self.threads_option,
+            chooses_threads=self.chooses_threads,
         )
 
-    def prove(self) -> None:
+    def prove(self, probe: UploadedModel = CONVOLUTIONS, allow_fallback: bool = False) -> None:
         """Run a built-in model.
+
+        Args:
+            probe: The model.
+            allow_fallback: Whether its nodes may run on another provider.
 
         Raises:
             ProviderMissingError: the model does not run; the text gives the remedy.
         """
         if reason := self.why_not():
-            raise ProviderMissingError(f"no provider {self.name}: {reason}")
+            raise ProviderMissingError(f"no provider {self.name}: {reason}", reason)
         try:
             self.prepare()
-            first_run(self.load(_PROBE, MeasureSpec(provider=self.name)))
+            spec = MeasureSpec(provider=self.name, allow_fallback=allow_fallback)
+            first_run(self.load(probe, spec))
         except (ModelError, DeviceLostError) as error:
             where = f" on GPU {self.device}" if self.gpu else ""
-            raise ProviderMissingError(f"no provider {self.name}{where}: {error}") from error
+            text = f"no provider {self.name}{where}: {error}"
+            raise ProviderMissingError(text, str(error)) from error
 
     def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
         """Return the model, ready to run on this provider.
@@ -191,22 +250,31 @@ class Provider(Backend):
                 nodes fell back although the spec does not allow it.
             DeviceLostError: the process must end.
         """
-        if not self.may_fall_back:
+        nodes = None
+        if not self.memory:
             session = self._session(model, spec, Use.TIMED)
-            feed = self._feed(session, model, spec)
-            bound = Bound(session, values(feed))
-            return LoadedModel(bound.run, feed, bound.outputs, settles=self.gpu)
-        placement = self._placement(model, spec)
-        if placement.fallback and not spec.allow_fallback:
-            raise ModelError(FailureKind.UNSUPPORTED_OP, refusal(placement, self.runtime_name))
+            nodes = assigned_nodes(session)
+            placed = self._placement(nodes or ())
+            if not self.may_fall_back or (nodes is not None and not placed.fallback):
+                feed = self._feed(session, model, spec)
+                return self._loaded(self._bound(session, feed), placed)
+            del session  # two would take twice the memory
+        # Only a run tells which nodes compute shapes, and what the outputs are.
+        run = self._placed_run(model, spec)
+        placed = self._placement(run.nodes if nodes is None else nodes, run.shapes)
+        if placed.fallback and not spec.allow_fallback:
+            raise ModelError(FailureKind.UNSUPPORTED_OP, refusal(placed, self.runtime_name))
         session = self._session(model, spec, Use.TIMED)
-        try:
-            loaded = self._bound(session, placement)
-        except Exception as error:
-            raise self._explanation(error) from error
-        return replace(
-            loaded, ran_on=placement.ran_on, fallback=placement.fallback, settles=self.gpu
-        )
+        if not self.memory:
+            return self._loaded(self._bound(session, run.feed), placed)
+        memory = DeviceMemory(self.memory, self.device, self.runtime)
+        with self._explained():
+            on_device = memory.bound(session, run.feed, run.outputs, self._explanation)
+        return self._loaded(on_device, placed)
+
+    def _loaded(self, model: LoadedModel, placed: Placement) -> LoadedModel:
+        labels = tuple(node.label for node in placed.fallback)
+        return replace(model, ran_on=placed.ran_on, fallback=labels, settles=self.gpu)
 
     def profile(
         self, model: UploadedModel, spec: MeasureSpec, runs: int, between: Callable[[float], None]
@@ -237,18 +305,28 @@ class Provider(Backend):
             use: Purpose of the session.
             profile: Prefix of the runtime's profile file; empty: no profile.
         """
-        own = ProviderInfo(self.name, options=self.options).complete(spec.provider_options)
+        known = ProviderInfo(
+            self.name,
+            options=self.options,
+            open_options=self.open_options,
+            threads_option=self.threads_option,
+        )
+        own = known.complete(spec.provider_options)
+        self._check_files(spec.provider_options)
         options, weights = session_options(model, spec)
         with self._hooks():
+            own = self.with_threads(own, model.case.threads or spec.threads)
             self.configure(options, own)
             providers = [pair if pair[1] else pair[0] for pair in self.providers(own, use)]
         if profile:
             profiling.enable(options, profile)
+        elif not self.memory:
+            options.add_session_config_entry(RECORD, "1")
         # By default the Python API of the runtime retries with another provider after an error.
         strictly = {"enable_fallback": 0} if self.may_fall_back else {}
         try:
             session = self.runtime.InferenceSession(
-                str(model.path), options, providers=providers, **strictly
+                str(model.path), options, providers=providers or None, **strictly
             )
         except Exception as error:
             self._check_lost(error)
@@ -261,17 +339,47 @@ class Provider(Backend):
             )
         return session
 
+    def _check_files(self, given: Options) -> None:
+        """Check that options of a client name no files of the device but those of the provider.
+
+        A file may be a library that the provider loads, or a folder that it writes to.
+
+        Raises:
+            ModelError: an option names another file.
+        """
+        declared = {option.name for option in self.options}
+        for name, value in given.items():
+            if name in declared or not any(mark in value for mark in "/\\"):
+                continue
+            place = Path(os.path.abspath(value))
+            if self.files is None or self.files not in place.parents:
+                where = f" outside {self.files}" if self.files else ""
+                text = (
+                    f"{name}={value}: options may not name files{where}; declare the option in a "
+                    "provider of your own (docs/extending/provider.md)"
+                )
+                raise ModelError(FailureKind.INVALID_INPUT, text)
+
     def _feed(self, session: Any, model: UploadedModel, spec: MeasureSpec) -> Feed:
         feed = feeds.draw(session, spec.seed, model.case, model.inputs, model.path)
         if self.memory:
             check_feed(feed)
         return feed
 
-    def _placement(self, model: UploadedModel, spec: MeasureSpec) -> Placement:
-        """Return the actual placement of nodes, from a profiled run.
+    def _placement(
+        self, nodes: Collection[PlacedNode], shapes: Collection[tuple[str, str]] = frozenset()
+    ) -> Placement:
+        """Return the placement of nodes, of which some compute shapes."""
+        with self._hooks():
+            own_names = self.own_names()
+        found = placement(nodes, own_names, shapes)
+        return found if self.may_fall_back else found._replace(fallback=())
 
-        The profiler is used because every supported onnxruntime has it. The option
-        ``session.disable_cpu_ep_fallback`` names no node and also rejects arithmetic on shapes.
+    def _placed_run(self, model: UploadedModel, spec: MeasureSpec) -> PlacedRun:
+        """Run the model once under the runtime's profiler.
+
+        The option ``session.disable_cpu_ep_fallback`` would name no node, and also reject
+        arithmetic on shapes.
         """
         with profiling.folder() as prefix:
             session = self._session(model, spec, Use.PLACED, prefix)
@@ -280,16 +388,16 @@ class Provider(Backend):
                 outputs = _run(session, feed)
             except Exception as error:
                 raise first_run_error(self._explanation(error), feed) from error
-            events = profiling.events(session)
-        with self._hooks():
-            own_names = self.own_names()
-        return Placement(*nodes_by_provider(events, own_names), outputs, feed)
+            nodes, shapes = profiled_nodes(profiling.events(session))
+        return PlacedRun(nodes, shapes, outputs, feed)
 
-    def _bound(self, session: Any, placement: Placement) -> LoadedModel:
-        if self.memory:
-            memory = DeviceMemory(self.memory, self.device, self.runtime)
-            return memory.bound(session, placement, self._explanation)
-        bound = Bound(session, values(placement.feed))
+    def _bound(self, session: Any, feed: Feed) -> LoadedModel:
+        """Return a session with its inputs and outputs in main memory."""
+        if not self.may_fall_back:
+            bound = Bound(session, values(feed))
+            return LoadedModel(bound.run, feed, bound.outputs)
+        with self._explained():
+            bound = Bound(session, values(feed))
         bound_run = bound.run
 
         def run() -> None:
@@ -298,7 +406,14 @@ class Provider(Backend):
             except Exception as error:
                 raise self._explanation(error) from error
 
-        return LoadedModel(run, placement.feed, bound.outputs)
+        return LoadedModel(run, feed, bound.outputs)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise self._explanation(error) from error
 
     def _explanation(self, error: Exception) -> ModelError:
         if isinstance(error, ModelError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import onnxruntime
+
 from esm_agent.providers.base import Options, Provider, Use
 
 
@@ -11,6 +13,9 @@ class CpuProvider(Provider):
     name = "cpu"
     runtime_name = "CPUExecutionProvider"
     may_fall_back = False
+    version = onnxruntime.__version__
+    vendor = "Microsoft"
+    kind = "CPU"
 
     def runtime_options(self, options: Options, use: Use) -> dict[str, str]:
         """Return no options: subclasses set theirs on the session."""

@@ -7,6 +7,8 @@ import os
 import re
 import sys
 
+import onnxruntime
+
 from esm_agent.measure.outcomes import ModelError, one_line
 from esm_agent.providers.base import Options, Provider, ProviderOption, Use
 from esm_protos.messages import DeviceState, FailureKind
@@ -39,6 +41,9 @@ class CudaProvider(Provider):
         ": usually libraries of CUDA or cuDNN are missing "
         f"({install('agent-cuda')}), or nvidia-smi shows no GPU"
     )
+    version = onnxruntime.__version__
+    vendor = "NVIDIA"
+    kind = "GPU"
     gpu = True
     memory = "cuda"
     # Texts of cudaGetErrorString after which the process cannot use CUDA any more.

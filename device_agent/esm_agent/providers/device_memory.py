@@ -8,7 +8,7 @@ microseconds and makes the timing independent of that default.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from esm_agent.measure.backends import DeviceModel
 from esm_agent.measure.feeds import Feed
 from esm_agent.measure.onnx_values import packed
 from esm_agent.measure.outcomes import ModelError
-from esm_agent.providers.placement import Placement
 from esm_protos.messages import FailureKind
 from esm_protos.value_types import BY_NUMBER
 
@@ -37,13 +36,18 @@ class DeviceMemory:
         self._runtime = runtime
 
     def bound(
-        self, session: Any, placement: Placement, explain: Callable[[Exception], Exception]
+        self,
+        session: Any,
+        feed: Feed,
+        results: Sequence[Any],
+        explain: Callable[[Exception], Exception],
     ) -> DeviceModel:
         """Return a session with its buffers on the device, at fixed addresses.
 
         Args:
             session: Session of the runtime.
-            placement: Placement of its nodes, with inputs and outputs.
+            feed: Inputs.
+            results: Outputs of an earlier run, as runtime values.
             explain: Converts an exception of a run or copy into the error to report.
 
         Raises:
@@ -51,7 +55,6 @@ class DeviceMemory:
         """
         make = self._runtime.OrtValue
         binding = session.io_binding()
-        feed = placement.feed
         inputs = []
         for name, array in feed.arrays.items():
             if array is None:  # an absent optional value
@@ -66,7 +69,7 @@ class DeviceMemory:
                 binding.bind_input(name, *where)
             inputs.append((value, stored))
         outputs = []
-        for meta, output in zip(session.get_outputs(), placement.outputs, strict=True):
+        for meta, output in zip(session.get_outputs(), results, strict=True):
             known = BY_NUMBER.get(output.element_type()) if output.is_tensor() else None
             if known is None or known.name == "string":
                 text = f"output {meta.name} is not a tensor of numbers: {meta.type}"

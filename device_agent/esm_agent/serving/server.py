@@ -21,7 +21,7 @@ from esm_agent.measure.process import BackendFactory, Hello, TelemetryFactory
 from esm_agent.measure.sandbox import Confinement
 from esm_agent.measure.worker import UnusableOptionError, Worker, WorkerUnavailableError
 from esm_agent.operation.metrics import Metrics
-from esm_agent.providers import FAMILY, FIRST, make_provider
+from esm_agent.providers import FAMILY, FIRST, ep_library, find_providers, make_provider
 from esm_agent.serving.cache import Cache
 from esm_agent.serving.calls import Calls
 from esm_agent.serving.connections import connection_options
@@ -76,12 +76,14 @@ class AgentServer:
         history: File with the history of the reference models; None for no history.
         metric_sources: Names of sources of metrics (:mod:`esm_agent.measure.sources`).
         providers: Execution providers of the user, ``path/to/file.py:Class``, which must work.
+        ep_libraries: Libraries with execution providers of ONNX Runtime, ``NAME=PATH``.
         machine: Lock to hold while a block is measured; None if other agents may measure too.
 
     Raises:
         PortTakenError: the address cannot be bound.
         WorkerUnavailableError: the measuring process does not start.
-        UnusableOptionError: ``gpu``, or one of ``providers`` or ``metric_sources``, does not work.
+        UnusableOptionError: ``gpu``, or one of ``providers``, ``ep_libraries`` or
+            ``metric_sources``, does not work.
     """
 
     def __init__(
@@ -102,7 +104,9 @@ class AgentServer:
         machine: MachineLock | None = None,
         metric_sources: Sequence[str] = (),
         providers: Sequence[str] = (),
+        ep_libraries: Sequence[str] = (),
     ) -> None:
+        libraries = _libraries(ep_libraries)
         door = door or OpenDoor()
         if metrics is not None:
             door.metrics = metrics
@@ -117,7 +121,14 @@ class AgentServer:
         make_others = [partial(make_provider, name, gpu or 0) for name in others]
         history_file = None if history is None else HistoryFile(history)
         worker = Worker(
-            make_backend, telemetry, confinement, limits, make_others, history_file, metric_sources
+            make_backend,
+            telemetry,
+            confinement,
+            limits,
+            make_others,
+            history_file,
+            metric_sources,
+            partial(find_providers, libraries, gpu or 0),
         )
         self._slot = Slot(
             worker, lease_expiry_s, metrics, has_access=door.has_access, machine=machine
@@ -133,7 +144,7 @@ class AgentServer:
         info = device_info(
             hello.runtime, hello.providers, limits, confinement.cpus, hello.isolation
         )
-        info = replace(info, metrics=hello.metrics)
+        info = replace(info, metrics=hello.metrics, unusable_providers=hello.unusable)
         self._calls = Calls(door.caller_of, metrics)
         self._server = grpc.server(
             self._calls.short,
@@ -174,6 +185,8 @@ class AgentServer:
         log.info("%s, providers %s; %s", hello.runtime, ", ".join(info.providers), door.means)
         for reason in hello.missing.values():
             log.info("%s", reason)
+        for unusable in hello.unusable:
+            log.info("%s", unusable.line)
         log.info("models are confined by: %s", ", ".join(hello.isolation) or "nothing")
 
     def drain(self, patience_s: float) -> bool:
@@ -206,6 +219,18 @@ class AgentServer:
         self._scratch.close()
         if self._cache is not None:
             self._cache.close()
+
+
+def _libraries(given: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the names and paths of libraries, given as ``NAME=PATH``.
+
+    Raises:
+        UnusableOptionError: one is not of that form, or there is no such file.
+    """
+    try:
+        return [ep_library(text) for text in given]
+    except ValueError as error:
+        raise UnusableOptionError(f"--ep-library {error}") from error
 
 
 def _lacks(hello: Hello, gpu: int | None, others: Mapping[int, str], own: Collection[str]) -> str:

@@ -43,7 +43,6 @@ from esm_agent.serving.upload import (
 )
 from esm_protos import convert
 from esm_protos.messages import BlockResult, DeviceInfo, Finding, Progress
-from esm_protos.nearest import unknown
 from esm_protos.providers import OptionError
 from esm_protos.text import foreign
 from esm_protos.v1 import profiler_pb2 as pb
@@ -224,11 +223,8 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
                 keep_while(requests, partial(self._slot.has_lease, lease_id))
 
             block = receive(requests, folder, self._info.limits, linked, check_lease)
-            if block.spec.provider not in self._info.providers:
-                names, where = self._info.providers, "on this device"
-                raise ProviderError(
-                    unknown("execution provider", block.spec.provider, names, where=where)
-                )
+            if reason := self._info.why_not(block.spec.provider, "on this device"):
+                raise ProviderError(reason)
             self._info.provider(block.spec.provider).complete(block.spec.provider_options)
         return block
 

@@ -11,6 +11,7 @@ from esm_protos.providers import ProviderInfo, ProviderOption
 from esm_protos.text import counted
 
 _WIDTH = 12
+_OPEN = "any option of the provider, as ONNX Runtime takes it"
 
 
 def lines(name: str, before: DeviceInfo, now: DeviceInfo, between_s: float) -> Iterator[str]:
@@ -45,7 +46,12 @@ def lines(name: str, before: DeviceInfo, now: DeviceInfo, between_s: float) -> I
     for heading, text in facts.items():
         if text:
             yield f"{heading:{_WIDTH}} {text}"
+    for provider in (*now.provider_table, *now.unusable_providers):
+        if provider.version or provider.problem:  # older agents do not tell
+            yield f"{'provider':{_WIDTH}} {provider.line}"
     for provider in now.provider_table:
+        if provider.open_options:
+            yield f"{'option':{_WIDTH}} --ep {provider.name} --ep-option NAME=VALUE ({_OPEN})"
         for option in provider.options:
             yield f"{'option':{_WIDTH}} {_option(provider, option)}"
 

@@ -246,7 +246,7 @@ def _fed_table(results: pd.DataFrame) -> Table:
         [
             Cell(row.label),
             Cell(row.fed or ("nothing" if row.status == "success" else DASH)),
-            fixed(row.threads, 0),
+            Cell("as the provider chooses") if row.own_threads else fixed(row.threads, 0),
             Cell(row.provider),
         ]
         for row in results.itertuples(index=False)

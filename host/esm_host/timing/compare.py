@@ -542,6 +542,7 @@ def _check_arguments(
         for provider in provider_table(device.get("info") or {})
         for name in (*provider.identity, *(option.name for option in provider.options))
     }
+    told |= {*spec.get("provider_options", ())}
     facts = (*FACTS, *sorted({*told, *older_peers.NAMES} - {*spec}))
     known = (*spec, *facts, CASES, INPUTS, RAW, MAX_TIME)
     for name in allow:
@@ -630,7 +631,7 @@ def _device_differences(
     )
     for option in {**own, **others}:
         if own.get(option) != others.get(option):
-            text = f"{own.get(option)} and {others.get(option)}"
+            text = f"{own.get(option, 'not given')} and {others.get(option, 'not given')}"
             yield option, f"the option {option} of {ours.name} differs on {name}: {text}"
 
 

@@ -84,11 +84,11 @@ class TimingFile:
         """Return a row per result.
 
         Columns: ``result``, ``label`` (unique among all results), ``name`` (unique among those of
-        a device), ``model``, ``device``, ``batch``, ``threads``, ``shapes`` and ``dims`` (as
-        text), ``assumed`` (number of dimensions taken as 1), ``fed`` (shapes and types of all
-        inputs, as text), ``status``, ``failure``, a column per metric (docs/timing.md; NaN if
-        missing), ``low_ms`` and ``high_ms`` (95 % interval), ``provider``, ``verdict``,
-        ``warnings`` (a tuple).
+        a device), ``model``, ``device``, ``batch``, ``threads``, ``own_threads`` (the provider
+        chose their number), ``shapes`` and ``dims`` (as text), ``assumed`` (number of dimensions
+        taken as 1), ``fed`` (shapes and types of all inputs, as text), ``status``, ``failure``, a
+        column per metric (docs/timing.md; NaN if missing), ``low_ms`` and ``high_ms`` (95 %
+        interval), ``provider``, ``verdict``, ``warnings`` (a tuple).
         """
         rows = []
         for number, result in enumerate(self._results):
@@ -103,6 +103,7 @@ class TimingFile:
                     "device": result["device"],
                     "batch": result["case"]["batch"],
                     "threads": result["case"]["threads"],
+                    "own_threads": result.get("own_threads", False),
                     "shapes": _shapes(result["case"]["shapes"]),
                     "dims": _dims(result["case"]),
                     "assumed": len(result.get("assumed", ())),

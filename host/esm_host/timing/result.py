@@ -81,6 +81,7 @@ class Result:
         estimate: Estimate from all blocks; None if the model failed.
         judgement: Verdict and its reasons; None if the model failed.
         blocks: Latencies in each block, in time order; empty if the model failed.
+        own_threads: Whether the execution provider chose the number of threads.
     """
 
     device: str
@@ -90,6 +91,7 @@ class Result:
     estimate: Estimate | None
     judgement: Judgement | None
     blocks: tuple[BlockLatency, ...] = ()
+    own_threads: bool = False
 
     @property
     def failure(self) -> Failure | None:
@@ -122,6 +124,8 @@ class Result:
     def conditions(self) -> str:
         """Conditions of the latency, such as ``fed x 1x3x8x8 float32 · 1 thread · cpu``."""
         threads = counted(self.threads, "thread")
+        if self.own_threads:
+            threads = "threads: as the provider chooses"
         return f"fed {self.fed or 'nothing'} · {threads} · {self.spec.provider}"
 
     @property
@@ -211,6 +215,7 @@ class Result:
             "samples_ms": (measured.latency_ns / 1e6).tolist(),
             "starts_ms": (measured.start_ns / 1e6).tolist(),
             "provider": self.spec.provider,
+            "own_threads": self.own_threads,
             "ran_on": dict(measured.ran_on),
             "fallback": list(measured.fallback),
             "verdict": self.judgement and self.judgement.verdict.value,

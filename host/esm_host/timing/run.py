@@ -440,19 +440,22 @@ def _results(
             ]
         )
     starts_ns = [round(1e9 * start_s) for start_s in starts_s]
+    own_threads = info.provider(spec.provider).chooses_threads
     results = []
     for number, entry in enumerate(request):
         measurements = [block.measurements[number] for block in blocks]
         measurement = join(measurements, starts_ns, info.metrics)
         if measurement.failure is not None:
-            results.append(Result(name, spec, entry, measurement, None, None))
+            results.append(
+                Result(name, spec, entry, measurement, None, None, own_threads=own_threads)
+            )
             continue
         latencies = tuple(
             _latency(measured, *each, raw)
             for measured, each in zip(measurements, estimated, strict=True)
         )
         pooled = pool([each.estimate for each in latencies])
-        threads = entry.model.case.threads or spec.threads
+        threads = 1 if own_threads else entry.model.case.threads or spec.threads
         judgement = judge_number(
             pooled.interval,
             spec.precision,
@@ -462,7 +465,9 @@ def _results(
             next((block.history_problem for block in blocks if block.history_problem), ""),
             all(len(each.latency_ns) >= spec.runs for each in measurements),
         )
-        results.append(Result(name, spec, entry, measurement, pooled, judgement, latencies))
+        results.append(
+            Result(name, spec, entry, measurement, pooled, judgement, latencies, own_threads)
+        )
     return tuple(results)
 
 

@@ -41,7 +41,6 @@ from esm_protos.messages import (
     UsualLatencies,
 )
 from esm_protos.metrics import PEAK_MEMORY
-from esm_protos.nearest import unknown
 from esm_protos.paces import usual_latencies
 from esm_protos.providers import OptionError, ProviderInfo
 
@@ -220,11 +219,8 @@ class FakeProfiler(Profiler):
         return self.device_info().provider(block.spec.provider)
 
     def _check_provider(self, block: Block) -> None:
-        names = self.device_info().providers
-        if block.spec.provider not in names:
-            raise DeviceError(
-                unknown("execution provider", block.spec.provider, names, where="on this device")
-            )
+        if reason := self.device_info().why_not(block.spec.provider, "on this device"):
+            raise DeviceError(reason)
         try:
             self._provider(block).complete(block.spec.provider_options)
         except OptionError as error:

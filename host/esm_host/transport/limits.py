@@ -13,7 +13,6 @@ from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_protos.graphs import too_large
 from esm_protos.messages import DeviceInfo, Limits, MeasureSpec, Model
-from esm_protos.nearest import unknown
 from esm_protos.providers import OptionError
 from esm_protos.text import counted
 from esm_protos.v1 import onnx_view_pb2
@@ -28,9 +27,8 @@ def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
     Raises:
         UsageError: the device lacks a provider or option, or a limit is exceeded.
     """
-    if spec.provider not in device.providers:
-        text = unknown("execution provider", spec.provider, device.providers, where="on the device")
-        raise UsageError(f"{argument('provider')}: {text}")
+    if reason := device.why_not(spec.provider):
+        raise UsageError(f"{argument('provider')}: {reason}")
     provider = device.provider(spec.provider)
     try:
         provider.complete(spec.provider_options)

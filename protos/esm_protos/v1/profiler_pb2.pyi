@@ -77,7 +77,7 @@ class GetDeviceInfoRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation", "cpu_quota", "time_unix_s", "instance", "metrics", "provider_table")
+    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation", "cpu_quota", "time_unix_s", "instance", "metrics", "provider_table", "unusable_providers")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,7 @@ class DeviceInfo(_message.Message):
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_TABLE_FIELD_NUMBER: _ClassVar[int]
+    UNUSABLE_PROVIDERS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     agent_version: str
     hostname: str
@@ -118,10 +119,11 @@ class DeviceInfo(_message.Message):
     instance: str
     metrics: _containers.RepeatedCompositeFieldContainer[Metric]
     provider_table: _containers.RepeatedCompositeFieldContainer[Provider]
-    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ..., cpu_quota: _Optional[float] = ..., time_unix_s: _Optional[float] = ..., instance: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., provider_table: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ...) -> None: ...
+    unusable_providers: _containers.RepeatedCompositeFieldContainer[Provider]
+    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ..., cpu_quota: _Optional[float] = ..., time_unix_s: _Optional[float] = ..., instance: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., provider_table: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ..., unusable_providers: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ...) -> None: ...
 
 class Provider(_message.Message):
-    __slots__ = ("name", "runtime_name", "options", "identity", "may_fall_back")
+    __slots__ = ("name", "runtime_name", "options", "identity", "may_fall_back", "version", "vendor", "kind", "problem", "open_options", "threads_option", "chooses_threads")
     class IdentityEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -134,12 +136,26 @@ class Provider(_message.Message):
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     MAY_FALL_BACK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    VENDOR_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    OPEN_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    THREADS_OPTION_FIELD_NUMBER: _ClassVar[int]
+    CHOOSES_THREADS_FIELD_NUMBER: _ClassVar[int]
     name: str
     runtime_name: str
     options: _containers.RepeatedCompositeFieldContainer[ProviderOption]
     identity: _containers.ScalarMap[str, str]
     may_fall_back: bool
-    def __init__(self, name: _Optional[str] = ..., runtime_name: _Optional[str] = ..., options: _Optional[_Iterable[_Union[ProviderOption, _Mapping]]] = ..., identity: _Optional[_Mapping[str, str]] = ..., may_fall_back: bool = ...) -> None: ...
+    version: str
+    vendor: str
+    kind: str
+    problem: str
+    open_options: bool
+    threads_option: str
+    chooses_threads: bool
+    def __init__(self, name: _Optional[str] = ..., runtime_name: _Optional[str] = ..., options: _Optional[_Iterable[_Union[ProviderOption, _Mapping]]] = ..., identity: _Optional[_Mapping[str, str]] = ..., may_fall_back: bool = ..., version: _Optional[str] = ..., vendor: _Optional[str] = ..., kind: _Optional[str] = ..., problem: _Optional[str] = ..., open_options: bool = ..., threads_option: _Optional[str] = ..., chooses_threads: bool = ...) -> None: ...
 
 class ProviderOption(_message.Message):
     __slots__ = ("name", "type", "default", "help", "choices")

@@ -24,7 +24,7 @@ from esm_agent.measure.worker import Worker, WorkerUnavailableError
 from esm_agent.providers import make_provider
 from esm_agent.providers.base import DeviceLostError
 from esm_agent.providers.cpu import CpuProvider
-from esm_agent.providers.placement import nodes_by_provider
+from esm_agent.providers.placement import placement, profiled_nodes
 from esm_agent.serving.server import AgentServer
 from esm_models.spaces import load_space
 from esm_protos.messages import BlockResult, FailureKind, MeasureSpec, RunOrder
@@ -187,7 +187,9 @@ def test_nodes_are_counted_where_they_ran(model: Path) -> None:
 
 
 def test_a_model_that_falls_back_is_refused_with_its_nodes(model: Path) -> None:
-    with pytest.raises(ModelError, match="1 of 4 nodes did not run on CUDA: exp;") as caught:
+    with pytest.raises(
+        ModelError, match=r"1 of 4 nodes did not run on CUDA: exp \(Exp\);"
+    ) as caught:
         loaded(model, cpu_ops=["Exp"])
     assert caught.value.failure.kind is FailureKind.UNSUPPORTED_OP
     assert "allow fallback to measure" in str(caught.value)
@@ -221,7 +223,7 @@ def node(name: str, op: str, provider: str, tensors: list[dict[str, list[int]]])
 
 def test_a_profile_is_read_for_nodes_alone() -> None:
     small, large, real = {"int64": [4]}, {"int64": [101]}, {"float": [4]}
-    ran_on, fallback = nodes_by_provider(
+    nodes, shapes = profiled_nodes(
         [
             {"cat": "Session", "name": "model_run", "args": {}},
             {"cat": "Node", "name": "a_fence_before", "args": {"op_name": "Conv"}},
@@ -232,11 +234,13 @@ def test_a_profile_is_read_for_nodes_alone() -> None:
             node("c", "Mul", CPU, [large]),
             node("d", "Mul", CPU, [small, real]),
             node("e", "Constant", CPU, []),
-        ],
-        {PROVIDER},
+        ]
     )
+    ran_on, fallback = placement(nodes, {PROVIDER}, shapes)
     assert ran_on == ((CPU, 4), (PROVIDER, 1))
-    assert fallback == ("c", "d", "e")
+    assert [node.label for node in fallback] == ["c", "d", "e"]
+    on_cpu = [node for node in nodes if node.provider == CPU]
+    assert placement(on_cpu, {PROVIDER}, shapes).fallback == tuple(on_cpu), "none is on a GPU"
 
 
 # What goes wrong
@@ -330,7 +334,7 @@ def test_one_process_serves_both_providers(
     assert len(on_gpu.latency_ns) == len(on_cpu.latency_ns) == 4
     assert on_gpu.ran_on == ((PROVIDER, 4),)
     assert len(on_gpu.copy_in_ns) == len(on_gpu.copy_out_ns) == 10
-    assert (on_cpu.ran_on, on_cpu.copy_in_ns.size, on_cpu.copy_out_ns.size) == ((), 0, 0)
+    assert (on_cpu.ran_on, on_cpu.copy_in_ns.size, on_cpu.copy_out_ns.size) == (((CPU, 4),), 0, 0)
 
 
 def test_a_provider_that_does_not_load_is_not_announced(model: Path, capfd) -> None:

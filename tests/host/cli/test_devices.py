@@ -4,6 +4,7 @@ import json
 import stat
 import time
 import tomllib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from esm_host.errors import UsageError
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_protos.messages import DeviceState, Diagnosis, Finding, GpuState, Severity
+from esm_protos.providers import ProviderInfo
 
 SWAPPING = Finding("swap", Severity.UNFIT, "900 pages a second", "stop other programs")
 
@@ -151,6 +153,29 @@ def test_info_tells_what_a_device_is_and_who_has_it(config: Path) -> None:
     assert (data["schema_version"], data["device"], data["runtime"]) == (1, "here", info.runtime)
     assert data["occupancy"]["holder"]["purpose"] == "time ?[2J"
     assert data["limits"]["max_block_models"] == 256
+
+
+def test_info_lists_providers_that_work_and_that_do_not() -> None:
+    fake = FakeProfiler(lambda model: 1.0)
+    fake.providers = (
+        ProviderInfo("cpu", version="1.24.1", vendor="Microsoft", kind="CPU"),
+        ProviderInfo("qnn", version="2.7.0", open_options=True),
+        ProviderInfo("old"),
+    )
+    problem = "registered, offers no device on this machine"
+    info = replace(
+        fake.device_info(),
+        unusable_providers=(ProviderInfo("openvino", version="1.8.1", problem=problem),),
+    )
+    told = [line.split(maxsplit=1) for line in lines("pi4", info, info, 0.5)]
+    assert [text for heading, text in told if heading == "provider"] == [
+        "cpu 1.24.1: Microsoft, CPU",
+        "qnn 2.7.0",
+        f"openvino 1.8.1: {problem}",
+    ]
+    assert [text for heading, text in told if heading == "option"] == [
+        "--ep qnn --ep-option NAME=VALUE (any option of the provider, as ONNX Runtime takes it)"
+    ]
 
 
 def test_info_puts_the_state_into_words() -> None:

@@ -43,6 +43,7 @@ from esm_protos.messages import (
     State,
 )
 from esm_protos.older_peers import provider_table
+from esm_protos.providers import ProviderInfo
 from esm_protos.statistics import MIN_ROUNDS, trimmed_mean
 from tests.helpers import smallest
 
@@ -784,6 +785,18 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
     result = esm_host_time(model, *options, "--allow-fallback", "--wide")
     assert "fallback" in result.stdout.splitlines()[0]
     assert "nodes ran on another provider: resize" in result.stderr
+
+
+def test_a_provider_that_chooses_its_threads_is_said_to(fake: FakeProfiler, model: Path) -> None:
+    npu = ProviderInfo("npu", "NpuExecutionProvider", chooses_threads=True)
+    fake.providers = (ProviderInfo("cpu"), npu)
+    told = esm_host_time(model, "--runs", 30, "--ep", "npu", "--threads", 4)
+    assert "threads: as the provider chooses · npu" in told.stdout
+    assert "4 threads on 1 processor" not in told.stderr
+    for name in ("cpu", "npu"):
+        result = esm_host_time(model, "--runs", 30, "--ep", name, "--json", "-")
+        (entry,) = json.loads(result.stdout)["results"]
+        assert entry["own_threads"] == (name == "npu")
 
 
 # Wrong input

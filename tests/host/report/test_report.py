@@ -167,6 +167,18 @@ def test_a_timing_says_what_was_fed_and_what_was_assumed(tmp_path: Path) -> None
     assert "The timing was cut short by an interrupt." in text
 
 
+def test_a_timing_says_where_the_provider_chose_the_threads(tmp_path: Path) -> None:
+    data = timing()
+    pages = []
+    for own in (False, True):
+        for result in data["results"]:
+            result["own_threads"] = own
+        path = tmp_path / "timing.json"
+        path.write_text(json.dumps(data))
+        pages.append(written(path, tmp_path / f"{own}.html").read_text())
+    assert ["as the provider chooses" in page for page in pages] == [False, True]
+
+
 def test_a_timing_shows_how_fast_the_device_was(tmp_path: Path) -> None:
     path = tmp_path / "timing.json"
     data = timing()

@@ -16,6 +16,7 @@ from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_host.transport.limits import check_campaign, check_models, check_spec
 from esm_protos.messages import Block, DeviceInfo, File, Limits, MeasureSpec, Model
+from esm_protos.providers import ProviderInfo
 from esm_protos.v1 import onnx_view_pb2
 
 LIMITS = Limits(
@@ -96,6 +97,18 @@ def test_settings_that_the_device_cannot_meet_are_refused(spec: MeasureSpec, wor
     check_spec(device, MeasureSpec(max_block_s=100))
     with pytest.raises(UsageError, match=words):
         check_spec(device, spec)
+
+
+def test_a_provider_that_does_not_work_is_refused_with_the_reason() -> None:
+    unusable = ProviderInfo("openvino", version="1.8.1", problem="registered, offers no device")
+    device = FakeProfiler(lambda model: 1.0).device_info()
+    with pytest.raises(UsageError) as caught:
+        check_spec(
+            replace(device, unusable_providers=(unusable,)), MeasureSpec(provider="openvino")
+        )
+    assert str(caught.value) == (
+        "provider: openvino 1.8.1: registered, offers no device: choose cpu"
+    )
 
 
 @pytest.mark.parametrize("wrap", [bytes, in_a_branch])

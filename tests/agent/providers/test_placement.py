@@ -1,0 +1,112 @@
+"""Where the nodes of a model ran: counted, and refused where it is not the provider asked for."""
+
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper
+
+from esm_agent.measure.backends import LoadedModel, first_run
+from esm_agent.measure.block import UploadedBlock, UploadedModel
+from esm_agent.measure.outcomes import ModelError
+from esm_agent.measure.worker import Worker
+from esm_agent.providers import make_provider
+from esm_agent.providers.base import Provider
+from esm_agent.providers.built_in import BuiltInProvider
+from esm_agent.providers.cpu import CpuProvider
+from esm_protos.messages import FailureKind, MeasureSpec
+from tests.agent.fake_runtimes import CPU, OPENVINO, FakeRuntime
+
+ALL = ["Exp", "Relu", "Shape", "Concat"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> UploadedModel:
+    """Two nodes on data, one that reads a shape, and one without a name that computes with it."""
+    nodes = [
+        helper.make_node("Exp", ["x"], ["e"], name="exp"),
+        helper.make_node("Relu", ["e"], ["y"], name="relu"),
+        helper.make_node("Shape", ["x"], ["s"], name="shape"),
+        helper.make_node("Concat", ["s", "s"], ["z"], axis=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3]),
+            helper.make_tensor_value_info("z", TensorProto.INT64, [4]),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    )
+    return UploadedModel("m", path)
+
+
+def loaded(runtime: FakeRuntime, model: UploadedModel, allow: bool = False) -> LoadedModel:
+    provider: Provider = BuiltInProvider(OPENVINO, 0, runtime)
+    made = provider.load(model, MeasureSpec(provider="openvino", allow_fallback=allow))
+    first_run(made)
+    return made
+
+
+@pytest.mark.parametrize(("older", "sessions"), [(False, 1), (True, 3)])
+def test_a_model_is_compiled_once_where_the_runtime_tells(
+    model: UploadedModel, older: bool, sessions: int
+) -> None:
+    runtime = FakeRuntime(older=older)
+    made = loaded(runtime, model)
+    assert (made.ran_on, made.fallback) == (((OPENVINO, 4),), ())
+    assert len(runtime.settings) == sessions
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(
+    ("claims", "count", "nodes"),
+    [
+        (["Relu", "Shape"], 1, ["exp (Exp)"]),
+        (["Shape", "Concat"], 2, ["exp (Exp)", "relu (Relu)"]),
+        ([], 4, ["exp (Exp)", "relu (Relu)", "shape (Shape)", "Concat"]),
+    ],
+)
+def test_a_model_that_falls_back_is_refused_with_its_nodes_and_operators(
+    model: UploadedModel, claims: list[str], count: int, nodes: list[str], older: bool
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        loaded(FakeRuntime(claims=claims, older=older), model)
+    assert caught.value.failure.kind is FailureKind.UNSUPPORTED_OP
+    text = str(caught.value)
+    assert text.startswith(f"{count} of 4 nodes did not run on OpenVINO: ")
+    assert text.endswith("; allow fallback to measure the model anyway")
+    assert all(node in text for node in nodes)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_arithmetic_on_shapes_is_no_fallback(model: UploadedModel, older: bool) -> None:
+    made = loaded(FakeRuntime(claims=["Exp", "Relu", "Shape"], older=older), model)
+    assert (made.ran_on, made.fallback) == (((OPENVINO, 3), (CPU, 1)), ())
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_model_may_fall_back_where_it_is_allowed(model: UploadedModel, older: bool) -> None:
+    made = loaded(FakeRuntime(claims=["Shape"], older=older), model, allow=True)
+    assert set(made.ran_on) == {(CPU, 3), (OPENVINO, 1)}
+    assert made.fallback == ("exp", "relu")
+
+
+def test_nodes_on_the_processor_are_counted(model: UploadedModel) -> None:
+    assert CpuProvider().load(model, MeasureSpec()).ran_on == ((CPU, 4),)
+    older = CpuProvider(runtime=FakeRuntime(older=True))
+    assert older.load(model, MeasureSpec()).ran_on == ()
+
+
+def test_placement_comes_with_every_number(model: UploadedModel) -> None:
+    worker = Worker(make_provider)
+    try:
+        block = UploadedBlock("b", MeasureSpec(runs=2), (model,))
+        (measured,) = worker.measure(block, lambda told: None, lambda: False).measurements
+    finally:
+        worker.stop()
+    assert (measured.failure, measured.ran_on, measured.fallback) == (None, ((CPU, 4),), ())
