@@ -13,7 +13,7 @@ _SUFFIX = "ExecutionProvider"
 
 
 class Known(NamedTuple):
-    """What ONNX Runtime does not tell of a provider.
+    """Facts about a provider that ONNX Runtime does not tell.
 
     Attributes:
         name: Name for clients.
