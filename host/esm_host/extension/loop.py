@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from esm_host.arguments import argument, in_python
+from esm_host.arguments import argument, either, in_python
 from esm_host.dataset.table import Samples
 from esm_host.errors import UsageError
 from esm_host.extension.drawing import Draw, Drawing
@@ -114,8 +114,14 @@ class Loop:
 
         Raises:
             InvalidArchitectureError: an architecture is not in the search space.
+            UsageError: a check is not one of the rounds.
         """
         self._rounds = [self._read(architectures) for architectures in rounds]
+        if not set(checks) <= set(range(len(self._rounds))):
+            raise UsageError(
+                f"{argument('checks')} {sorted(checks)}: give numbers of the "
+                f"{counted(len(self._rounds), 'round')}, from 0 on"
+            )
         self._checks = set(checks)
         self._excluded = set(exclude)
         self._exhausted = False
@@ -140,7 +146,7 @@ class Loop:
             drawn = self._drawing.first(self._settings.initial, self._taken)
         elif self._stop:
             is_check = True
-            drawn = self._drawing.by_chance(number, self._settings.verify, self._taken)
+            drawn = self._drawing.by_chance(number, self._check_size, self._taken)
         else:
             drawn = self._next(number)
         self._exhausted = not drawn
@@ -215,7 +221,7 @@ class Loop:
             UsageError: there are too few latencies to learn from.
         """
         ready = bool(self._told) and not self._waiting()
-        return ready and self._is_final and self._reached
+        return ready and self._is_final and self._reached and not self._failed_to_check
 
     @property
     def reason(self) -> str:
@@ -335,9 +341,14 @@ class Loop:
         return len(self._rounds) - 1 in self._checks
 
     @property
+    def _check_size(self) -> int:
+        """Number of architectures of the next check; fewer if the budget does not suffice."""
+        return max(math.floor(min(self._settings.verify, self._affordable)), 0)
+
+    @property
     def _is_final(self) -> bool:
         """Whether a reason to stop needs no check, or had it."""
-        if self._is_checked or self._exhausted or not self._settings.verify:
+        if self._is_checked or self._exhausted or not self._check_size:
             return True
         return not self._reached and self._to_learn_from >= self._settings.max_models
 
@@ -351,6 +362,8 @@ class Loop:
     @property
     def _stop(self) -> str:
         """Reason to stop learning; empty if there is none."""
+        if self._reached and self._failed_to_check:
+            return "no model of the check could be measured"
         if self._reached:
             return "the target accuracy is reached"
         if self._left > 0:
@@ -358,7 +371,8 @@ class Loop:
         settings = self._settings
         if self._to_learn_from >= settings.max_models:
             return f"{argument('max_models')} {settings.max_models} is reached"
-        return f"{argument('budget_s')} {settings.budget_s:g} is used"
+        budget = f"{settings.budget_s:g}"
+        return f"{either(f'budget_s {budget}', f'--budget {budget}s')} is used"
 
     @property
     def _to_learn_from(self) -> int:
@@ -369,13 +383,23 @@ class Loop:
     def _left(self) -> int:
         """Number of further architectures that the largest number and the budget allow."""
         settings = self._settings
-        left = settings.max_models - self._to_learn_from
+        affordable = self._affordable - settings.verify
+        return math.floor(min(settings.max_models - self._to_learn_from, affordable))
+
+    @property
+    def _affordable(self) -> float:
+        """Number of further architectures that the budget allows, by their mean device time."""
         latency_ms = self._samples().latency_ms
-        if settings.budget_s is not None and len(latency_ms):
-            model_s = float(np.mean(self._seconds(latency_ms)))
-            affordable = settings.budget_s / max(model_s, 1e-9) - len(latency_ms) - settings.verify
-            left = math.floor(min(left, affordable))
-        return left
+        if self._settings.budget_s is None or not len(latency_ms):
+            return math.inf
+        model_s = float(np.mean(self._seconds(latency_ms)))
+        return self._settings.budget_s / max(model_s, 1e-9) - len(latency_ms)
+
+    @property
+    def _failed_to_check(self) -> bool:
+        """Whether no model of the last check could be measured."""
+        check = self.evaluation.check
+        return check is not None and not check.models
 
 
 def _column(name: str, values: ArrayLike, count: int) -> NDArray[np.float64]:

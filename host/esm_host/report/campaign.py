@@ -12,6 +12,7 @@ import pandas as pd
 
 from esm_host.campaign.run import Run
 from esm_host.evaluation.verdict import Verdict
+from esm_host.extension.settings import Settings
 from esm_host.report import plots
 from esm_host.report.page import (
     DASH,
@@ -69,7 +70,7 @@ def campaign_page(run: Run) -> Page:
             Section("next", "What to do next", "", [Steps(list(_next_steps(run, measurements)))]),
             *_predictions(measurements, run.space),
             *transfer_section(run, measurements),
-            *_accuracy(accuracy, settings.target_percent),
+            *_accuracy(accuracy, settings),
             *_drift(run, blocks),
             *_group(run),
             Section(
@@ -125,6 +126,11 @@ def _key_numbers(
         yield Fact(
             "Worst depth bin", f"{worst['accuracy_percent']:.1f} %", f"{worst['bin']} blocks"
         )
+    check = (run.result or {}).get("rounds", [{}])[-1].get("check")
+    if check and check["low_percent"] is not None:
+        low, high = check["low_percent"], check["high_percent"]
+        on = f"{low:.1f} to {high:.1f} on {plural(check['models'], 'random model')}"
+        yield Fact("Checked", f"{check['accuracy_percent']:.1f} %", on)
     rounds = accuracy["round"].nunique()
     yield Fact("Measured", f"{len(measurements):,}", f"in {plural(rounds, 'finished round')}")
     if len(measurements):
@@ -258,7 +264,8 @@ def _residuals(predicted: pd.DataFrame, space: SearchSpace) -> Iterator[Figure]:
         )
 
 
-def _accuracy(accuracy: pd.DataFrame, target_percent: float | None) -> Iterator[Section]:
+def _accuracy(accuracy: pd.DataFrame, settings: Settings) -> Iterator[Section]:
+    target_percent = settings.target_percent
     last = _last_round(accuracy)
     if last.empty:
         return
@@ -285,7 +292,8 @@ def _accuracy(accuracy: pd.DataFrame, target_percent: float | None) -> Iterator[
     yield Section(
         "accuracy",
         "Accuracy by round",
-        "100 minus the mean absolute percentage error (MAPE) of held-out predictions.",
+        "100 minus the mean absolute percentage error (MAPE) "
+        + ("expected of random architectures." if settings.chooses else "of held-out predictions."),
         [
             Figure(
                 "rounds",

@@ -9,7 +9,7 @@ from typing import Any
 
 import altair as alt
 
-from esm_host.arguments import argument
+from esm_host.arguments import argument, either
 from esm_host.atomic import write_bytes, write_json
 from esm_host.campaign.estimate import estimate
 from esm_host.campaign.folder import RunFolder
@@ -190,10 +190,12 @@ def _estimate(
     watcher.on_estimate(told)
     models = settings.initial + settings.verify
     needed_s = models * told.model_s
+    budget = f"{settings.budget_s or 0:g}"
+    named = either(f"budget_s {budget}", f"--budget {budget}s")
     if settings.budget_s is not None and settings.budget_s < needed_s / _FEWER_RUNS:
         raise UsageError(
-            f"{argument('budget_s')} {settings.budget_s:g} is too short for {models} models, which "
-            f"take about {needed_s:.0f} s: give more, or fewer {argument('initial')} or "
+            f"{named} is too short for {models} models, which take "
+            f"about {needed_s:.0f} s: give more, or fewer {argument('initial')} or "
             f"{argument('verify')}"
         )
 

@@ -105,6 +105,11 @@ def test_a_missed_target_needs_no_check() -> None:
     assert not loop.converged
 
 
+def test_rounds_that_do_not_exist_are_no_checks() -> None:
+    with pytest.raises(esm_host.UsageError, match=r"^checks \[3\]: give numbers of the 1 round"):
+        loop_of().restore([loop_of().ask()], checks={3})
+
+
 def test_without_a_check_the_loop_ends_at_the_target() -> None:
     loop = run(loop_of(verify=0))
     assert [len(each) for each in loop.rounds] == [40]
@@ -125,17 +130,20 @@ def test_a_restored_loop_knows_its_check() -> None:
     assert other.evaluation.check == Check(12, 100.0, 100.0, 100.0)
 
 
-def test_models_of_a_check_that_cannot_be_measured_are_left_out() -> None:
+def test_a_check_of_which_nothing_can_be_measured_confirms_nothing() -> None:
     loop = loop_of()
     first = loop.ask()
     loop.tell(first, alike(first))
     check = loop.ask()
     loop.tell(check, [np.nan] * 12)
-    assert loop.converged
+    assert not loop.converged
+    assert loop.reason == "no model of the check could be measured"
     assert loop.evaluation.check == Check(0, None, None, None)
 
 
-@pytest.mark.parametrize(("verify", "rounds"), [(12, [40, 20, 3, 12]), (0, [40, 20, 15])])
+@pytest.mark.parametrize(
+    ("verify", "rounds"), [(12, [40, 20, 3, 12]), (0, [40, 20, 15]), (35, [40, 35]), (50, [40, 35])]
+)
 def test_a_budget_holds_its_check(verify: int, rounds: list[int]) -> None:
     settings = esm_host.SamplingSettings(
         initial=40,
