@@ -210,7 +210,7 @@ def test_a_campaign_goes_on_with_the_next_agent(port: int, tmp_path: Path) -> No
     measured = [str(e["block_id"]) for e in events(log) if e["event"] == "block measured"]
     stored = [block.block_id for block in Store(run / "store.sqlite").blocks()]
     assert len(set(measured)) == len(measured), "each block once"
-    _probe, *until_drained = until_drained
+    (_probe, *until_drained), (_, *measured) = until_drained, measured
     assert stored[: len(until_drained)] == until_drained, "none measured in vain"
     assert measured[: len(stored)] == stored
     assert len(stored) >= reported() > len(until_drained)
