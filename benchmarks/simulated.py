@@ -1,6 +1,7 @@
 """Simulated devices: latencies of ResNet subnets from a few machine constants.
 
-For development and tests. No quoted figure comes from here.
+For development and tests. No quoted figure comes from here but numbers of campaigns that declare
+their target, and rightly; they say that their devices are simulated.
 
 A layer takes the longer of computing and moving its data (the roofline: Williams et al. 2009), plus
 a launch; weights beyond the cache are fetched from memory, which no sum over layers can express;

@@ -30,6 +30,7 @@ from esm_models.spaces import load_space
 from esm_protos.messages import BlockResult, FailureKind, MeasureSpec, RunOrder
 from tests.agent import fake_cuda
 from tests.agent.fake_cuda import CPU, PROVIDER, FakeRuntime, proved
+from tests.agent.providers.shape_model import write_shape_model
 from tests.helpers import smallest
 
 SPEC = MeasureSpec(provider="cuda", seed=3, runs=4)
@@ -38,26 +39,7 @@ SPEC = MeasureSpec(provider="cuda", seed=3, runs=4)
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """Two nodes on data, and one that works out a shape."""
-    nodes = [
-        helper.make_node("Exp", ["x"], ["e"], name="exp"),
-        helper.make_node("Relu", ["e"], ["y"], name="relu"),
-        helper.make_node("Shape", ["x"], ["s"], name="shape"),
-        helper.make_node("Concat", ["s", "s"], ["z"], name="concat", axis=0),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
-        [
-            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3]),
-            helper.make_tensor_value_info("z", TensorProto.INT64, [4]),
-        ],
-    )
-    path = tmp_path / "model.onnx"
-    opsets = [helper.make_opsetid("", 17)]
-    data = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
-    path.write_bytes(data)
-    return path
+    return write_shape_model(tmp_path / "model.onnx", "concat")
 
 
 def loaded(

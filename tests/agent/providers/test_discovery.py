@@ -11,7 +11,6 @@ from typing import Any
 import onnxruntime
 import pytest
 
-import esm_agent
 from esm_agent.errors import ProviderMissingError
 from esm_agent.measure.backends import first_run
 from esm_agent.measure.block import UploadedBlock, UploadedModel
@@ -28,8 +27,8 @@ from esm_protos.messages import Case, DeviceState, FailureKind, GpuState, Measur
 from tests.agent import fake_backends, fake_runtimes
 from tests.agent.fake_runtimes import CPU, OPENVINO, FakeRuntime, device
 from tests.conformance.test_providers import given_to_runtime
+from tests.helpers import ARITHMETIC
 
-ARITHMETIC = Path(esm_agent.__file__).parent / "reference_models" / "arithmetic.onnx"
 MODEL = UploadedModel("m", ARITHMETIC)
 LIBRARY = "/opt/libacme.so"
 

@@ -1,9 +1,8 @@
-"""Where the nodes of a model ran: counted, and refused where it is not the provider asked for."""
+"""Placement of nodes: counted, and refused on another provider than the one asked for."""
 
 from pathlib import Path
 
 import pytest
-from onnx import TensorProto, helper
 
 from esm_agent.measure.backends import LoadedModel, first_run
 from esm_agent.measure.block import UploadedBlock, UploadedModel
@@ -15,6 +14,7 @@ from esm_agent.providers.built_in import BuiltInProvider
 from esm_agent.providers.cpu import CpuProvider
 from esm_protos.messages import FailureKind, MeasureSpec
 from tests.agent.fake_runtimes import CPU, OPENVINO, FakeRuntime
+from tests.agent.providers.shape_model import write_shape_model
 
 ALL = ["Exp", "Relu", "Shape", "Concat"]
 
@@ -22,27 +22,7 @@ ALL = ["Exp", "Relu", "Shape", "Concat"]
 @pytest.fixture
 def model(tmp_path: Path) -> UploadedModel:
     """Two nodes on data, one that reads a shape, and one without a name that computes with it."""
-    nodes = [
-        helper.make_node("Exp", ["x"], ["e"], name="exp"),
-        helper.make_node("Relu", ["e"], ["y"], name="relu"),
-        helper.make_node("Shape", ["x"], ["s"], name="shape"),
-        helper.make_node("Concat", ["s", "s"], ["z"], axis=0),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
-        [
-            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3]),
-            helper.make_tensor_value_info("z", TensorProto.INT64, [4]),
-        ],
-    )
-    opsets = [helper.make_opsetid("", 17)]
-    path = tmp_path / "model.onnx"
-    path.write_bytes(
-        helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
-    )
-    return UploadedModel("m", path)
+    return UploadedModel("m", write_shape_model(tmp_path / "model.onnx"))
 
 
 def loaded(runtime: FakeRuntime, model: UploadedModel, allow: bool = False) -> LoadedModel:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.errors import InvalidArchitectureError
 from esm_protos.messages import MeasureSpec
+from tests.helpers import told_elsewhere
 from tests.host.fake_campaign import SPACE, latency
 
 OWN = f"{Path(__file__).parents[1] / 'own_spaces.py'}:Tiny"
@@ -96,21 +94,9 @@ def test_another_process_predicts_the_same_without_the_folder(
     shutil.copytree(finished, tmp_path / "run")
     run = load_run(tmp_path / "run")
     architectures = run.sample(5, "random")
-    (tmp_path / "latency.pickle").write_bytes(pickle.dumps(run.latency()))
+    pickled = pickle.dumps(run.latency())
     shutil.rmtree(tmp_path / "run")
-    code = (
-        "import json, pickle, sys\n"
-        "latency = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "print(json.dumps([latency(a) for a in json.load(sys.stdin)]))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "latency.pickle"],
-        input=json.dumps([a.to_json() for a in architectures]),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(result.stdout) == [run.latency()(a) for a in architectures]
+    assert told_elsewhere(pickled, architectures) == [run.latency()(a) for a in architectures]
 
 
 @pytest.fixture
