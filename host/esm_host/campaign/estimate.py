@@ -5,10 +5,13 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from esm_host.dataset.cost import DeviceTime, runs_with_warmup
 from esm_host.dataset.settings import MeasuringSettings
 from esm_host.transport.base import Profiler
 from esm_models.space import SearchSpace
-from esm_protos.messages import Block, MeasureSpec, Model, RunOrder
+from esm_protos.messages import Block, Model
 
 PROBE_RUNS = 5
 """Number of counted runs of each of the two networks."""
@@ -33,7 +36,7 @@ class Estimate:
 def estimate(
     profiler: Profiler, space: SearchSpace, settings: MeasuringSettings
 ) -> Estimate | None:
-    """Return the estimate of a new campaign; None if the device measures neither network.
+    """Return the estimate of a new campaign; None if the device cannot measure both networks.
 
     Raises:
         DeviceError: the device is unreachable or refuses.
@@ -47,14 +50,8 @@ def estimate(
     if any(each.failure is not None for each in result.measurements):
         return None
     least_ms, most_ms = (float(each.latency_ns.mean()) / 1e6 for each in result.measurements)
-    loads = [each.load_ns / 1e6 for each in result.measurements]
-    of_model_ms = _runs(spec) * (least_ms + most_ms) / 2 + sum(loads) / 2
+    load_ms = float(np.mean([each.load_ns for each in result.measurements])) / 1e6
+    alone = DeviceTime(runs_with_warmup(spec, spec.runs), load_ms)
+    model_s = float(alone.seconds(np.array([least_ms, most_ms])).mean())
     share = (settings.block_size + settings.references) / settings.block_size
-    return Estimate(least_ms, most_ms, share * of_model_ms / 1e3)
-
-
-def _runs(spec: MeasureSpec) -> int:
-    """Return the largest number of runs of a model, warm-up included."""
-    if spec.run_order is not RunOrder.INTERLEAVED:
-        return spec.runs + spec.warmup
-    return spec.runs + spec.warmup * -(-spec.runs // spec.runs_per_visit)
+    return Estimate(least_ms, most_ms, share * model_s)

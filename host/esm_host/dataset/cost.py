@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from esm_host.dataset.store import Store
-from esm_protos.messages import MeasureSpec, RunOrder
+from esm_protos.messages import Measurement, MeasureSpec, RunOrder
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ def share_of_blocks(store: Store, spec: MeasureSpec) -> DeviceTime:
 
     So the sum over all measured models is the time that the device was busy.
     """
-    alone = device_time(store, spec)
+    measured = store.measurements()
+    alone = _of_models(measured, spec)
     references = {a.key for a in store.references()}
     latency_ms = {
         each.model_id: float(np.mean(each.latency_ns)) / 1e6
-        for each in store.measurements()
+        for each in measured
         if each.failure is None and each.model_id not in references
     }
     models_s = float(alone.seconds(np.array(list(latency_ms.values()))).sum())
@@ -54,9 +56,18 @@ def device_time(store: Store, spec: MeasureSpec) -> DeviceTime:
 
     A store without measurements falls back to the runs of the spec.
     """
-    measured = [m for m in store.measurements() if m.failure is None]
-    counted = [len(measurement.latency_ns) for measurement in measured] or [spec.runs]
+    return _of_models(store.measurements(), spec)
+
+
+def runs_with_warmup(spec: MeasureSpec, counted: int) -> int:
+    """Return the number of runs of a model with this number of counted runs."""
     per_visit = spec.runs_per_visit if spec.run_order is RunOrder.INTERLEAVED else spec.runs
-    runs = [n + spec.warmup * math.ceil(n / per_visit) for n in counted]
+    return counted + spec.warmup * math.ceil(counted / per_visit)
+
+
+def _of_models(measurements: Sequence[Measurement], spec: MeasureSpec) -> DeviceTime:
+    measured = [m for m in measurements if m.failure is None]
+    counted = [len(measurement.latency_ns) for measurement in measured] or [spec.runs]
     load_ms = [measurement.load_ns / 1e6 for measurement in measured] or [0.0]
+    runs = [runs_with_warmup(spec, n) for n in counted]
     return DeviceTime(float(np.mean(runs)), float(np.mean(load_ms)))

@@ -11,6 +11,9 @@ from esm_host.sampling.bins import DepthBins
 
 Floats = NDArray[np.float64]
 
+FASTEST_MS = 1e-3
+"""Lower limit of predictions: far from the training set a predictor may give less."""
+
 
 def accuracy_percent(measured_ms: Floats, predicted_ms: Floats) -> float:
     """Return 100 minus the mean absolute percentage error (MAPE).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,3 @@ class Check:
             return cls(1, 100 - error, None, None)
         half = float(t.ppf((1 + _CONFIDENCE) / 2, n - 1) * sizes.std(ddof=1) / n**0.5)
         return cls(n, 100 - error, 100 - error - half, min(100 - error + half, 100.0))
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))

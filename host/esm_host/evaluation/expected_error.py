@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from esm_host.evaluation.accuracy import FASTEST_MS
+
 Floats = NDArray[np.float64]
 
 _BETWEEN_BINS = 0.15
@@ -25,7 +27,6 @@ _SPREAD = 0.75
 _GROWTH = 1.0
 """Prior standard deviation of the ratio's power of the latency."""
 _STEPS = 20
-_FASTEST_MS = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class Predicted:
     @property
     def sizes(self) -> Floats:
         """Log latencies, ``(n,)``; some predictors give values that are not positive."""
-        return np.log(np.maximum(self.latency_ms, _FASTEST_MS))
+        return np.log(np.maximum(self.latency_ms, FASTEST_MS))
 
 
 @dataclass(frozen=True, eq=False)

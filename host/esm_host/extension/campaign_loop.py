@@ -201,7 +201,7 @@ class CampaignLoop:
             "trusted_models": len(self._dataset),
             "accuracy_percent": evaluation.accuracy_percent,
             "bins": [_bin_json(entry) for entry in evaluation.bins],
-            "check": None if evaluation.check is None else evaluation.check.to_json(),
+            "check": None if evaluation.check is None else asdict(evaluation.check),
             "qc": qc,
             "verdicts": measured.verdict_counts(),
             "training_seconds": time.monotonic() - start,

@@ -11,13 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_host.encoding.base import Encoding
-from esm_host.evaluation.accuracy import assign_folds
+from esm_host.evaluation.accuracy import FASTEST_MS, assign_folds
 from esm_host.predictors.base import Predictor
 
 Floats = NDArray[np.float64]
-
-FASTEST_MS = 1e-3
-"""Lower limit of predictions: far from the training set a predictor may give less."""
 
 
 def cross_validate(

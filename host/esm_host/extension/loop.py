@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from esm_host.arguments import argument, either, in_python
+from esm_host.arguments import argument, in_python
 from esm_host.dataset.table import Samples
 from esm_host.errors import UsageError
 from esm_host.extension.drawing import Draw, Drawing
@@ -86,7 +86,8 @@ class Loop:
         self._exhausted = False
         self._evaluation: Evaluation | None = None
         self._predictor: Predictor | None = None
-        self._trained_on = Samples([], np.zeros(0), np.zeros(0))
+        self._last_trained: tuple[Samples, Predictor] | None = None
+        self._affordable: float | None = None
 
     @property
     def rounds(self) -> list[list[Architecture]]:
@@ -125,7 +126,7 @@ class Loop:
         self._checks = set(checks)
         self._excluded = set(exclude)
         self._exhausted = False
-        self._evaluation = None
+        self._forget()
 
     def ask(self) -> list[Architecture]:
         """Return the architectures to measure next; empty at the end of the loop.
@@ -166,7 +167,7 @@ class Loop:
         n = min(self._settings.step, self._left)
         drawn = self._drawing.further(number, n, self._taken, self.evaluation, predictor, samples)
         if failed_check:  # its models are samples to learn from now
-            self._evaluation = None
+            self._forget()
         return drawn
 
     @typed
@@ -202,7 +203,7 @@ class Loop:
             raise UsageError(f"{argument('interval')}: give shares of the latencies, 0 or more")
         values = zip(latencies.tolist(), intervals.tolist(), strict=True)
         self._told.update(zip(told, values, strict=True))
-        self._evaluation = None
+        self._forget()
 
     @property
     def accuracy_percent(self) -> float:
@@ -278,12 +279,13 @@ class Loop:
         Raises:
             UsageError: there are no latencies.
         """
-        training = self._samples().at(~self._held_out())
-        if not len(training):
-            raise UsageError("there are no latencies to learn from: call tell first")
-        if self._predictor is None or not training.equals(self._trained_on):
-            self._predictor = self._learner.train(training)
-            self._trained_on = training
+        if self._predictor is None:
+            training = self._samples().at(~self._held_out())
+            if not len(training):
+                raise UsageError("there are no latencies to learn from: call tell first")
+            if self._last_trained is None or not training.equals(self._last_trained[0]):
+                self._last_trained = training, self._learner.train(training)
+            self._predictor = self._last_trained[1]
         return self._predictor
 
     @typed
@@ -310,6 +312,12 @@ class Loop:
         return read
 
     # Told latencies
+
+    def _forget(self) -> None:
+        """Discard what follows from the told latencies and the rounds."""
+        self._evaluation = None
+        self._predictor = None
+        self._affordable = None
 
     def _samples(self) -> Samples:
         known = {a: told for a, told in self._told.items() if not np.isnan(told[0])}
@@ -343,7 +351,7 @@ class Loop:
     @property
     def _check_size(self) -> int:
         """Number of architectures of the next check; fewer if the budget does not suffice."""
-        return max(math.floor(min(self._settings.verify, self._affordable)), 0)
+        return max(math.floor(min(self._settings.verify, self._affordable_models())), 0)
 
     @property
     def _is_final(self) -> bool:
@@ -371,8 +379,7 @@ class Loop:
         settings = self._settings
         if self._to_learn_from >= settings.max_models:
             return f"{argument('max_models')} {settings.max_models} is reached"
-        budget = f"{settings.budget_s:g}"
-        return f"{either(f'budget_s {budget}', f'--budget {budget}s')} is used"
+        return f"{settings.named_budget} is used"
 
     @property
     def _to_learn_from(self) -> int:
@@ -383,17 +390,23 @@ class Loop:
     def _left(self) -> int:
         """Number of further architectures that the largest number and the budget allow."""
         settings = self._settings
-        affordable = self._affordable - settings.verify
+        affordable = self._affordable_models() - settings.verify
         return math.floor(min(settings.max_models - self._to_learn_from, affordable))
 
-    @property
-    def _affordable(self) -> float:
-        """Number of further architectures that the budget allows, by their mean device time."""
-        latency_ms = self._samples().latency_ms
-        if self._settings.budget_s is None or not len(latency_ms):
+    def _affordable_models(self) -> float:
+        """Return the number of further architectures that the budget allows.
+
+        Each takes the mean device time so far, which a campaign reads from its store.
+        """
+        if self._settings.budget_s is None:
             return math.inf
-        model_s = float(np.mean(self._seconds(latency_ms)))
-        return self._settings.budget_s / max(model_s, 1e-9) - len(latency_ms)
+        if self._affordable is None:
+            latency_ms = self._samples().latency_ms
+            if not len(latency_ms):
+                return math.inf
+            model_s = float(np.mean(self._seconds(latency_ms)))
+            self._affordable = self._settings.budget_s / max(model_s, 1e-9) - len(latency_ms)
+        return self._affordable
 
     @property
     def _failed_to_check(self) -> bool:

@@ -63,13 +63,9 @@ class AutoPredictor(IntervalPredictor, JointPredictor):
         self.layout = layout
         self.seed = seed
 
+    # Threads slow down matrices this small.
+    @threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]
     def _fit(self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats) -> None:
-        with threadpool_limits(1):  # threads slow down matrices this small
-            self._fit_in_one_thread(encodings, latency_ms, weights)
-
-    def _fit_in_one_thread(
-        self, encodings: NDArray[np.float32], latency_ms: Floats, weights: Floats
-    ) -> None:
         counted = np.flatnonzero(weights > 0)
         samples = encodings[counted], latency_ms[counted], weights[counted]
         n, truth = len(counted), np.log(samples[1])

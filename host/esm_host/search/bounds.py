@@ -9,8 +9,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from esm_host.encoding.base import Encoder
+from esm_host.evaluation.accuracy import FASTEST_MS
 from esm_host.evaluation.conformal import LeftOutErrors
-from esm_host.extension.committee import FASTEST_MS
 from esm_host.plugins import own_failures
 from esm_host.predictors.base import IntervalPredictor, Predictor
 from esm_host.search.front import Floats

@@ -12,7 +12,7 @@ from esm_host.dataset.table import Dataset
 from esm_host.encoding.base import Encoder, Encoding
 from esm_host.encoding.sources import SourcesEncoder
 from esm_host.encoding.views import ViewsEncoder
-from esm_host.evaluation.accuracy import accuracy_percent, assign_folds
+from esm_host.evaluation.accuracy import FASTEST_MS, accuracy_percent, assign_folds
 from esm_host.evaluation.conformal import LeftOutErrors
 from esm_host.predictors.auto import AutoPredictor
 from esm_host.predictors.base import Floats, Predictor
@@ -24,7 +24,6 @@ HELD_OUT_FACT = "held_out"
 """Name in a campaign's store of the keys of held-out architectures."""
 ENOUGH = 20
 """Number of samples from which held-out errors show whether sources help."""
-FASTEST_MS = 1e-3
 _COVERAGE = 0.9
 _FOLDS = 5
 _LEAST_HELD_OUT = 4

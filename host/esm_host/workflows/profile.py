@@ -9,7 +9,7 @@ from typing import Any
 
 import altair as alt
 
-from esm_host.arguments import argument, either
+from esm_host.arguments import argument
 from esm_host.atomic import write_bytes, write_json
 from esm_host.campaign.estimate import estimate
 from esm_host.campaign.folder import RunFolder
@@ -37,7 +37,6 @@ from esm_protos.text import counted
 RESUMABLE = frozenset(Changes.__annotations__)
 """Settings that a resumed campaign may change, because stored measurements stay comparable.
 ``device`` may be another address of the same device."""
-
 
 _FEWER_RUNS = 3
 """Factor by which an estimate may exceed the device time, if models need few runs."""
@@ -190,13 +189,10 @@ def _estimate(
     watcher.on_estimate(told)
     models = settings.initial + settings.verify
     needed_s = models * told.model_s
-    budget = f"{settings.budget_s or 0:g}"
-    named = either(f"budget_s {budget}", f"--budget {budget}s")
     if settings.budget_s is not None and settings.budget_s < needed_s / _FEWER_RUNS:
         raise UsageError(
-            f"{named} is too short for {models} models, which take "
-            f"about {needed_s:.0f} s: give more, or fewer {argument('initial')} or "
-            f"{argument('verify')}"
+            f"{settings.named_budget} is too short for {models} models, which take about "
+            f"{needed_s:.0f} s: give more, or fewer {argument('initial')} or {argument('verify')}"
         )
 
 

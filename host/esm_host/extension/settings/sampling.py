@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from esm_host.arguments import argument
+from esm_host.arguments import argument, either, flag
 from esm_host.errors import UsageError, check_range
 from esm_host.extension.settings.seed import SeedSettings
 from esm_host.sampling import sampler_class
@@ -139,6 +139,11 @@ class SamplingSettings(SeedSettings):
     def by_bin(self) -> bool:
         """Whether the sampler can draw from one depth bin."""
         return sampler_class(self.sampling).by_bin
+
+    @property
+    def named_budget(self) -> str:
+        """The budget with its marked name, for messages."""
+        return either(f"budget_s {self.budget_s:g}", f"{flag('budget_s')} {self.budget_s:g}s")
 
     def depth_bins(self, space: SearchSpace) -> DepthBins:
         """Return the depth bins of a space.
