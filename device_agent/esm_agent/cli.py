@@ -419,11 +419,11 @@ def show_providers(provider: OwnProvider = None, ep_library: EpLibrary = None) -
     from esm_protos.text import printable
 
     try:
-        libraries = [found.ep_library(text) for text in ep_library or ()]
+        libraries = found.ep_libraries(ep_library or ())
     except ValueError as error:
-        fail(2, f"--ep-library {error}")
+        fail(2, str(error))
     own = [absolute(name) for name in provider or ()]
-    others = [*(name for name in found.FAMILY.names() if name != found.FIRST), *own]
+    others = found.optional_names(own)
     worker = Worker(
         found.make_provider,
         make_others=[partial(found.make_provider, name) for name in others],

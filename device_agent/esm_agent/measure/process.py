@@ -49,8 +49,9 @@ _MAX_LOOKS = 100
 _KEPT_NS = 500_000_000
 """Longest time to create a session and run it once for which sessions are renewed in a block."""
 CELLS = 5
-TICKS, FINISH = 3, 4
-"""Number of cells of the shared page; indices of its ticks and of its request for an early end."""
+CURRENT, TICKS, FINISH = 1, 3, 4
+"""Number of cells of the shared page; indices of its current model (or provider that is tried), of
+its ticks and of its request for an early end."""
 REFERENCES = -1
 """Index of the reference models in the board's cell of the current model."""
 NOTHING = -1
@@ -139,7 +140,7 @@ class Board:
 
     def try_provider(self, place: int) -> None:
         """Show the provider that is tried, by its index, or :data:`NOTHING`."""
-        self.cells[1] = place
+        self.cells[CURRENT] = place
         self.tick()
 
     def expect(self, job: Job) -> None:
@@ -157,13 +158,13 @@ class Board:
     @contextmanager
     def references(self) -> Iterator[None]:
         """Show the reference models as the current model within the context."""
-        model = self.cells[1]
-        self.cells[1] = REFERENCES
+        model = self.cells[CURRENT]
+        self.cells[CURRENT] = REFERENCES
         self.tick()
         try:
             yield
         finally:
-            self.cells[1] = model
+            self.cells[CURRENT] = model
             self.tick()
 
     def tick(self) -> None:
@@ -176,7 +177,7 @@ class Board:
 
     def _write(self, state: State, model: int, fraction: float) -> None:
         self.cells[0] = STATES.index(state)
-        self.cells[1] = model
+        self.cells[CURRENT] = model
         self.cells[2] = round(fraction * 1_000_000)
         self.tick()
 

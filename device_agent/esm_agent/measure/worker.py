@@ -27,6 +27,7 @@ from esm_agent.measure.cells import Cells
 from esm_agent.measure.history import HistoryFile, conditions
 from esm_agent.measure.process import (
     CELLS,
+    CURRENT,
     FINISH,
     NOTHING,
     REFERENCES,
@@ -183,7 +184,7 @@ class Worker:
             if hello is not None:
                 self._hello = hello
                 return hello
-            place, hung = current.cells[1], current.process.is_alive()
+            place, hung = current.cells[CURRENT], current.process.is_alive()
             self.stop()
             text = current.exit_text()
             if hung:
@@ -207,7 +208,7 @@ class Worker:
             while not current.connection.poll(_POLL_S):
                 if current.cells[TICKS] != ticks:
                     ticks, changed = current.cells[TICKS], time.monotonic()
-                elif time.monotonic() - changed > self._timeout_s(current.cells[1]):
+                elif time.monotonic() - changed > self._timeout_s(current.cells[CURRENT]):
                     return None
             first: Hello | Refusal = current.connection.recv()
             return first
@@ -227,7 +228,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         cells = Cells(CELLS)
-        cells[1] = NOTHING
+        cells[CURRENT] = NOTHING
         process = context.Process(
             target=measuring.main,
             args=(

@@ -43,6 +43,23 @@ def find_providers(libraries: Sequence[tuple[str, str]] = (), device: int = 0) -
     return find(libraries, device)
 
 
+def optional_names(own: Sequence[str] = ()) -> list[str]:
+    """Return the names of the providers besides the first, those of the user last."""
+    return [*(name for name in FAMILY.names() if name != FIRST), *own]
+
+
+def ep_libraries(given: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the names and paths of the libraries that ``--ep-library`` gives.
+
+    Raises:
+        ValueError: as :func:`ep_library`; the message names the option.
+    """
+    try:
+        return [ep_library(text) for text in given]
+    except ValueError as error:
+        raise ValueError(f"--ep-library {error}") from error
+
+
 def ep_library(text: str) -> tuple[str, str]:
     """Split ``NAME=PATH`` into a name for clients and the absolute path of a library.
 

@@ -21,7 +21,8 @@ from esm_agent.measure.process import BackendFactory, Hello, TelemetryFactory
 from esm_agent.measure.sandbox import Confinement
 from esm_agent.measure.worker import UnusableOptionError, Worker, WorkerUnavailableError
 from esm_agent.operation.metrics import Metrics
-from esm_agent.providers import FAMILY, FIRST, ep_library, find_providers, make_provider
+from esm_agent.providers import ep_libraries as read_libraries
+from esm_agent.providers import find_providers, make_provider, optional_names
 from esm_agent.serving.cache import Cache
 from esm_agent.serving.calls import Calls
 from esm_agent.serving.connections import connection_options
@@ -106,7 +107,10 @@ class AgentServer:
         providers: Sequence[str] = (),
         ep_libraries: Sequence[str] = (),
     ) -> None:
-        libraries = _libraries(ep_libraries)
+        try:
+            libraries = read_libraries(ep_libraries)
+        except ValueError as error:
+            raise UnusableOptionError(str(error)) from error
         door = door or OpenDoor()
         if metrics is not None:
             door.metrics = metrics
@@ -117,7 +121,7 @@ class AgentServer:
         cache_limit = self._cache.max_bytes if self._cache else 0
         limits = _limits(confinement, max_block_s, cache_limit)
         own = [absolute(name) for name in providers]
-        others = [*(name for name in FAMILY.names() if name != FIRST), *own]
+        others = optional_names(own)
         make_others = [partial(make_provider, name, gpu or 0) for name in others]
         history_file = None if history is None else HistoryFile(history)
         worker = Worker(
@@ -219,18 +223,6 @@ class AgentServer:
         self._scratch.close()
         if self._cache is not None:
             self._cache.close()
-
-
-def _libraries(given: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the names and paths of libraries, given as ``NAME=PATH``.
-
-    Raises:
-        UnusableOptionError: one is not of that form, or there is no such file.
-    """
-    try:
-        return [ep_library(text) for text in given]
-    except ValueError as error:
-        raise UnusableOptionError(f"--ep-library {error}") from error
 
 
 def _lacks(hello: Hello, gpu: int | None, others: Mapping[int, str], own: Collection[str]) -> str:
