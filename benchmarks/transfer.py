@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
+from esm_host.encoding.views import ViewsEncoder
 from esm_host.research.encodings.arch2vec import Arch2VecEncoder
 from esm_host.research.encodings.cate import CATEEncoder
 from esm_host.research.encodings.learned import LearnedEncoder
@@ -41,6 +42,7 @@ from esm_host.research.encodings.zero_cost import (
 )
 from esm_host.transfer import make_method
 from esm_host.transfer.base import FewShotPredictor
+from esm_host.transfer.choose import choose as choose_first
 from esm_host.transfer.gaussian import SourceGP
 from esm_host.transfer.samplers import sample
 from esm_host.transfer.source import Source
@@ -53,7 +55,8 @@ class Method:
     """Few-shot predictor by name, and its sampling.
 
     Attributes:
-        sampler: ``"own"``, or of :data:`esm_host.transfer.samplers.POOL_SAMPLERS`.
+        sampler: ``"own"``, ``"informative"`` as campaigns without sources choose, or of
+            :data:`esm_host.transfer.samplers.POOL_SAMPLERS`.
         encoding: of that sampler: names joined by ``+``, of the space's learnt encodings and
             ``zcp``.
         supplement: of NASFLAT, in the same way.
@@ -74,6 +77,8 @@ METHODS = {
     "ours": Method("gaussian", "own"),
     "ours, random samples": Method("gaussian"),
     "from scratch": Method("scratch"),
+    "from scratch, chosen": Method("scratch", "informative"),
+    "ours, chosen without sources": Method("gaussian", "informative"),
     "NASFLAT": Method("nasflat", "cosine", CAZ, "zcp", params={"epochs": 20, "standardise": False}),
     "NASFLAT, 150 epochs": Method("nasflat", "cosine", CAZ, "zcp", params={"standardise": False}),
     "NASFLAT, Arch2Vec": Method("nasflat", "cosine", "cate", "arch2vec", params={"epochs": 20}),
@@ -118,6 +123,8 @@ def chooser(
         if method.sampler == "own":
             assert isinstance(predictor, SourceGP)
             return pool[predictor.choose(table.codes[pool], count)]
+        if method.sampler == "informative":
+            return pool[choose_first(ViewsEncoder(table.space), table.codes[pool], count)]
         rng = np.random.default_rng(seed)
         own = None if encoded is None else encoded[pool]
         return pool[
