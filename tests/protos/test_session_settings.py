@@ -1,5 +1,6 @@
 """Settings of sessions: what they take, and what a device refuses."""
 
+import re
 from typing import Any
 
 import pytest
@@ -23,9 +24,8 @@ from esm_protos.session_settings import SessionSettings
     ],
 )
 def test_what_is_no_setting_is_refused(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
         SessionSettings(**given)
-    assert str(caught.value).startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -354,8 +354,8 @@ class Provider(Backend):
         session = replace(spec.session, session_options={})
         try:
             self._session(model, replace(spec, session=session), use)
-        except ModelError:
-            return error
+        except ModelError as own:
+            return own
         given = ", ".join(f"{name}={value}" for name, value in entries.items())
         text = f"ONNX Runtime refuses the session options {given}: {error}"
         return ModelError(FailureKind.INVALID_INPUT, text)
