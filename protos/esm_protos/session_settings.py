@@ -32,7 +32,10 @@ _OWN = {
 }
 """Entries that a setting replaces, with its name."""
 RECORD = "session.record_ep_graph_assignment_info"
-"""Entry with which the agent reads the provider of each node."""
+"""Entry that the agent sets to ``1`` to read the provider of each node.
+
+Since onnxruntime 1.24; older versions ignore it.
+"""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
 from esm_agent.providers import COMPILED
 from esm_agent.providers.device_memory import DeviceMemory, check_feed
 from esm_agent.providers.placement import (
-    RECORD,
     PlacedNode,
     Placement,
     assigned_nodes,
@@ -49,6 +48,7 @@ from esm_agent.providers.placement import (
 )
 from esm_protos.messages import DeviceState, FailureKind, MeasureSpec, Profile
 from esm_protos.providers import ProviderInfo, ProviderOption
+from esm_protos.session_settings import RECORD
 from esm_protos.user_folders import user_folder
 
 __all__ = ["Options", "Provider", "ProviderOption", "Use"]
