@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from esm_models.errors import ModelsError as ModelsError
     from esm_models.spaces import load_space as load_space
     from esm_protos.messages import MeasureSpec as MeasureSpec
+    from esm_protos.session_settings import SessionSettings as SessionSettings
 
 # Names by module; a module is imported on first use, so that `import esm_host` stays fast.
 _NAMES = {
@@ -84,6 +85,7 @@ _NAMES = {
     "esm_models.errors": ("ModelsError",),
     "esm_models.spaces": ("load_space",),
     "esm_protos.messages": ("MeasureSpec",),
+    "esm_protos.session_settings": ("SessionSettings",),
 }
 __version__: str
 

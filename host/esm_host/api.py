@@ -33,7 +33,8 @@ from esm_host.timing.compare import compare as compare_timings
 from esm_host.timing.frames import TimingFile, TimingInterrupt, load_timing
 from esm_host.timing.given import FROM_MEMORY
 from esm_host.timing.model_file import ModelFile, read_model_file
-from esm_host.timing.provider_options import given_options
+from esm_host.timing.provider_options import executions
+from esm_host.timing.session_options import session_settings
 from esm_host.timing.spec import WARMUP
 from esm_host.transport import devices
 from esm_host.typed import typed
@@ -91,11 +92,16 @@ def time(
     protocol: Literal["interleaved", "sequential"] = "interleaved",
     warmup: int = WARMUP,
     trim: float = 0.2,
-    provider: str = "cpu",
+    provider: str | Sequence[str] = "cpu",
     ep_options: Mapping[str, object] | None = None,
     tf32: bool = False,
     cuda_graph: bool = False,
     allow_fallback: bool = False,
+    opt_level: Literal["disable", "basic", "extended", "layout", "all"] = "all",
+    execution_mode: Literal["sequential", "parallel"] = "sequential",
+    inter_op: int | None = None,
+    session_options: Mapping[str, object] | None = None,
+    free_dims: Mapping[str, int] | None = None,
     timeout_s: float = 60.0,
     seed: int = 0,
     profile_runs: int = 0,
@@ -136,11 +142,19 @@ def time(
         protocol: ``"interleaved"``, or ``"sequential"`` for all runs of a model in a row.
         warmup: Largest number of warm-up runs before each visit.
         trim: Share of the runs dropped at each end.
-        provider: Execution provider, one of the device's.
-        ep_options: Values of the provider's own options by name, such as ``{"tf32": True}``.
+        provider: Execution provider, one of the device's; several are several cases.
+        ep_options: Values of the provider's own options by name, such as ``{"tf32": True}``. With
+            several providers, ``{"cuda:tf32": True}``.
         tf32: Deprecated: ``ep_options={"tf32": True}``.
         cuda_graph: Deprecated: ``ep_options={"cuda_graph": True}``.
         allow_fallback: Whether to measure models with nodes on another provider.
+        opt_level: Level of graph optimization.
+        execution_mode: ``"sequential"``, or ``"parallel"`` to run independent nodes at a time.
+        inter_op: Number of nodes that run at a time, with ``"parallel"`` only; None for the
+            device's number of processors.
+        session_options: Config entries of the runtime's ``SessionOptions``, such as
+            ``{"session.intra_op.allow_spinning": False}``.
+        free_dims: Sizes of named dimensions that are fixed before the graph is optimized.
         timeout_s: Largest time of one model in a block, s.
         seed: Random seed of the inputs and the visiting order.
         profile_runs: Number of profiled runs, separate from the timed ones; 0 for none.
@@ -172,6 +186,15 @@ def time(
     counts = _several(threads)
     if not names or not counts:
         raise UsageError("an empty list of devices or threads measures nothing: give one")
+    providers = executions(
+        [provider] if isinstance(provider, str) else list(provider),
+        ep_options or {},
+        tf32=tf32,
+        cuda_graph=cuda_graph,
+    )
+    session = session_settings(
+        opt_level, execution_mode, inter_op, session_options or {}, free_dims or {}
+    )
     spec = timing_spec(
         runs,
         precision_percent,
@@ -182,11 +205,10 @@ def time(
         warmup=warmup,
         trim=trim,
         threads=counts[0],
-        provider=provider,
-        provider_options=given_options(
-            ep_options or {}, provider, tf32=tf32, cuda_graph=cuda_graph
-        ),
+        provider=providers[0].provider,
+        provider_options=providers[0].options,
         allow_fallback=allow_fallback,
+        session=session,
         model_timeout_s=timeout_s,
         seed=seed,
     )
@@ -201,10 +223,12 @@ def time(
             _fed(inputs, folder),
             folder,
             _dims(dims),
+            providers,
+            session.free_dims,
         )
         if not request:
             raise UsageError("an empty list of models measures nothing: give one")
-        spec = for_models(spec, len(request), max_time_s)
+        spec = for_models(spec, len(request) // len(providers), max_time_s)
         timing = time_models(
             devices.connect,
             names,

@@ -54,6 +54,7 @@ from esm_protos.metrics import PEAK_MEMORY, Metric
 from esm_protos.pieces import PIECE_BYTES, pieces
 from esm_protos.providers import OPTION_TYPES, ProviderInfo, ProviderOption
 from esm_protos.received import NonsenseError, check_lengths, nonsense
+from esm_protos.session_settings import SessionSettings
 from esm_protos.statistics import trimmed_mean
 from esm_protos.text import foreign
 from esm_protos.v1 import profiler_pb2 as pb
@@ -126,7 +127,9 @@ def _received(message: Any, kind: type, *omitted: str) -> dict[str, Any]:
 
 def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
     """Return a spec as a protobuf message."""
-    fields = _sent(spec, "run_order")
+    fields = _sent(spec, "run_order", "session")
+    if spec.session != SessionSettings():
+        fields["session"] = pb.SessionSettings(**_sent(spec.session))
     fields |= {name: spec.provider_options.get(name) == "1" for name in older_peers.OPTION_FIELDS}
     return pb.MeasureSpec(protocol=_PROTOCOLS[spec.run_order], **fields)
 
@@ -140,7 +143,19 @@ def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
             **{name: "1" for name in older_peers.OPTION_FIELDS if getattr(message, name)},
             **message.provider_options,
         },
-        **_received(message, MeasureSpec, "run_order", "sessions", "provider_options"),
+        session=_session_from_pb(message.session),
+        **_received(message, MeasureSpec, "run_order", "sessions", "provider_options", "session"),
+    )
+
+
+def _session_from_pb(message: pb.SessionSettings) -> SessionSettings:
+    default = SessionSettings()
+    return SessionSettings(
+        message.opt_level or default.opt_level,
+        message.execution_mode or default.execution_mode,
+        message.inter_op,
+        dict(message.session_options),
+        dict(message.free_dims),
     )
 
 

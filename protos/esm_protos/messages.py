@@ -31,6 +31,7 @@ from esm_protos import older_peers
 from esm_protos.metrics import PEAK_MEMORY, Metric
 from esm_protos.nearest import unknown
 from esm_protos.providers import ProviderInfo
+from esm_protos.session_settings import SessionSettings
 from esm_protos.statistics import trimmed_mean
 
 PROTOCOL_VERSION = 5
@@ -116,6 +117,7 @@ class MeasureSpec:
         long_visits: Every this many rounds, visits continue uncounted until models are warm; 0:
             never. ``interleaved`` only.
         allow_fallback: Whether to measure models with nodes on another provider.
+        session: Settings of the runtime's sessions; in JSON, each is a value of the spec.
 
     Raises:
         ValueError: a value is out of range.
@@ -140,6 +142,7 @@ class MeasureSpec:
     sessions: int = 1
     long_visits: int = 0
     allow_fallback: bool = False
+    session: SessionSettings = field(default_factory=SessionSettings)
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -162,6 +165,8 @@ class MeasureSpec:
                 raise ValueError(f"{name} {value!r}: give a number")
         if not isinstance(self.provider, str):
             raise ValueError(f"provider {self.provider!r}: give the name of an execution provider")
+        if not isinstance(self.session, SessionSettings):
+            raise ValueError(f"session {self.session!r}: give SessionSettings")
         if not isinstance(self.provider_options, Mapping):
             raise ValueError(
                 f"provider_options {self.provider_options!r}: give a dictionary of texts"
@@ -197,7 +202,8 @@ class MeasureSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON values."""
         fields = asdict(self)
-        return {"protocol": fields.pop("run_order").value, **fields}
+        session = fields.pop("session")
+        return {"protocol": fields.pop("run_order").value, **fields, **session}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MeasureSpec:
@@ -207,8 +213,8 @@ class MeasureSpec:
             TypeError: a field is unknown.
             ValueError: a value is out of range.
         """
-        fields = older_peers.spec_json(data)
-        return cls(RunOrder(fields.pop("protocol", "interleaved")), **fields)
+        session, fields = SessionSettings.of(older_peers.spec_json(data))
+        return cls(RunOrder(fields.pop("protocol", "interleaved")), **fields, session=session)
 
 
 @dataclass(frozen=True)
@@ -376,6 +382,7 @@ class DeviceInfo:
         metrics: Metrics that the agent's sources measure.
         provider_table: Descriptions of the providers, in the same order.
         unusable_providers: Providers that were found and do not work, with the problem.
+        session_settings: Whether the agent knows ``MeasureSpec.session``; older ones ignore it.
     """
 
     protocol_version: int
@@ -399,6 +406,7 @@ class DeviceInfo:
     metrics: tuple[Metric, ...] = ()
     provider_table: tuple[ProviderInfo, ...] = ()
     unusable_providers: tuple[ProviderInfo, ...] = ()
+    session_settings: bool = False
 
     @property
     def processors(self) -> float:

@@ -1,14 +1,16 @@
-"""Execution providers as older hosts and agents, and files of theirs, know them.
+"""Execution providers and sessions as older hosts and agents, and files of theirs, know them.
 
-They have a field for each of two options, and no table of providers.
+They have a field for each of two options, no table of providers, and no settings of sessions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from esm_protos.providers import ProviderInfo, ProviderOption
+from esm_protos.session_settings import SessionSettings
 
 OPTION_FIELDS = ("tf32", "cuda_graph")
 """Options that have a field of their own in specs, true for the value ``1``."""
@@ -30,7 +32,8 @@ def provider_table(names: Iterable[str], gpus: Iterable[str]) -> tuple[ProviderI
 
 
 def spec_json(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a spec's plain values with its provider's options in one place."""
+    """Return a spec's plain values, with its provider's options in one place and all settings."""
     fields = {name: value for name, value in data.items() if name not in OPTION_FIELDS}
     own = {name: "1" for name in OPTION_FIELDS if data.get(name)}
+    fields = {**asdict(SessionSettings()), **fields}
     return {**fields, "provider_options": {**own, **data.get("provider_options", {})}}

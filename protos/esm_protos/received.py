@@ -7,7 +7,7 @@ field, so a new field is checked too:
 - fractional numbers are not negative, except temperatures and values of metrics;
 - enumerations have a number that this side defines;
 - lists and names have a maximum length;
-- maps hold text by text, which a peer compares;
+- maps hold text or integers by text, which a peer compares;
 - text for people is made printable and shortened (:mod:`esm_protos.text`). Names that a peer
   compares stay unchanged.
 
@@ -121,11 +121,14 @@ def _is_map(field: Any) -> bool:
     return kind is not None and bool(kind.GetOptions().map_entry)
 
 
-def _check_map(name: str, texts: Mapping[str, str]) -> None:
+def _check_map(name: str, entries: Mapping[str, object]) -> None:
     """Names and values are compared: they stay as they are."""
-    longest = max(map(len, (*texts, *texts.values())))
+    values = entries.values()
+    longest = max(len(text) for text in (*entries, *values) if isinstance(text, str))
     if longest > LONGEST_NAME:
         raise NonsenseError(f"{_words(name)} of {longest} letters: {LONGEST_NAME} at most")
+    if numbers := [number for number in values if not isinstance(number, str)]:
+        _check_integers(name, numbers)
 
 
 def _words(name: str) -> str:

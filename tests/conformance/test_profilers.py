@@ -20,6 +20,7 @@ from esm_protos.messages import (
     RunOrder,
     State,
 )
+from esm_protos.session_settings import SessionSettings
 from tests.helpers import largest, smallest
 
 SPACE = load_space("resnet", resolution=32, width_mult=0.25)
@@ -69,6 +70,13 @@ def test_an_unknown_option_is_refused_before_anything_is_measured(profiler: Prof
         profiler.measure(block(GOOD, provider_options={"x": "1"}))
     assert e.value.exit_code == 2
     assert "\n" not in str(e.value)
+
+
+def test_a_config_entry_that_names_a_file_is_refused(profiler: Profiler) -> None:
+    assert profiler.device_info().session_settings
+    session = SessionSettings(session_options={"session.optimized_model_filepath": "x.onnx"})
+    with pytest.raises(InvalidRequestError, match=r"session\.optimized_model_filepath=x\.onnx: "):
+        profiler.measure(block(GOOD, session=session))
 
 
 def test_a_free_device_is_had_at_once(profiler: Profiler) -> None:

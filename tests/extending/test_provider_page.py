@@ -165,3 +165,25 @@ def test_the_class_does_what_every_provider_does(folder: Path) -> None:
         timeout=120,
     )
     assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_two_providers_of_an_agent_are_cases_and_one_may_refuse_a_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "board.py").write_text(FAILING)
+    monkeypatch.setenv("ESM_AGENT_PROVIDERS", "board.py:Board")
+    words = ["esm-host", "time", "model.onnx", "--ep", "board,cpu", "--runs", "20", "--json", "-"]
+    both = json.loads(esm_host(words).stdout)["results"]
+    assert [(r["provider"], r["status"]) for r in both] == [
+        ("board", "success"),
+        ("cpu", "success"),
+    ]
+    refused = esm_host([*words, "--ep-option", "board:fail=configure"])
+    assert refused.exit_code == 1
+    board, cpu = json.loads(refused.stdout)["results"]
+    assert (board["failure"]["kind"], cpu["status"]) == ("crash", "success")
+    assert (board["provider_options"], cpu["provider_options"]) == ({"fail": "configure"}, {})
+    lacking = esm_host([*words, "--ep", "tensorrt"])
+    assert lacking.exit_code == 2
+    assert "unknown execution provider 'tensorrt' on the device" in lacking.stderr
+    assert lacking.stderr.endswith("choose cpu, board\n")

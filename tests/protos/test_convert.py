@@ -38,7 +38,8 @@ from esm_protos.messages import (
     UsualLatencies,
 )
 from esm_protos.providers import OPTION_TYPES, OptionError, ProviderInfo, ProviderOption
-from esm_protos.received import received
+from esm_protos.received import NonsenseError, received
+from esm_protos.session_settings import EXECUTION_MODES, OPT_LEVELS, SessionSettings
 from esm_protos.v1 import profiler_pb2 as pb
 
 OLD_SPEC = convert.spec_to_pb(MeasureSpec())
@@ -48,6 +49,20 @@ OLD_SPEC.ClearField("sessions")
 counts = st.integers(1, 10_000)
 nanoseconds = st.lists(st.integers(1, 2**53), min_size=1, max_size=50)
 texts = st.text(st.characters(categories=["L", "N", "P", "S"]))
+modes = st.sampled_from(EXECUTION_MODES).flatmap(
+    lambda mode: st.tuples(st.just(mode), st.integers(0, 1024 if mode == "parallel" else 0))
+)
+sessions = st.builds(
+    lambda mode, **others: SessionSettings(execution_mode=mode[0], inter_op=mode[1], **others),
+    modes,
+    opt_level=st.sampled_from(OPT_LEVELS),
+    session_options=st.dictionaries(
+        st.sampled_from(["session.intra_op.allow_spinning", "session.x"]),
+        st.text("01x", min_size=1, max_size=9),
+        max_size=2,
+    ),
+    free_dims=st.dictionaries(st.sampled_from(["N", "H"]), st.integers(1, 2**31 - 1)),
+)
 specs = st.builds(
     MeasureSpec,
     run_order=st.just(RunOrder.INTERLEAVED),
@@ -70,6 +85,7 @@ specs = st.builds(
     short_visits=st.booleans(),
     references=st.booleans(),
     sessions=st.integers(1, 100),
+    session=sessions,
 )
 seconds = st.floats(0, 1e6)
 holders = st.none() | st.builds(Holder, owner=texts, purpose=texts, client=texts, held_s=seconds)
@@ -151,6 +167,7 @@ devices = st.builds(
     provider_table=st.lists(providers, max_size=2).map(tuple),
     unusable_providers=st.lists(providers, max_size=2).map(tuple),
     providers=st.just(()),
+    session_settings=st.booleans(),
     limits=st.builds(
         Limits,
         max_block_bytes=st.integers(0, 2**50),
@@ -222,6 +239,26 @@ def test_an_agent_without_a_table_is_known_by_its_names_and_gpus() -> None:
         match=r"own=1: unknown option 'own' of the provider cuda: choose tf32",
     ):
         info.provider("cuda").complete({"own": "1"})
+
+
+def test_a_spec_without_session_settings_is_as_older_peers_write_it() -> None:
+    assert not convert.spec_to_pb(MeasureSpec()).HasField("session"), "an older agent reads all"
+    assert convert.spec_from_pb(OLD_SPEC).session == SessionSettings()
+    data = MeasureSpec().to_json()
+    for name in ("opt_level", "execution_mode", "inter_op", "session_options", "free_dims"):
+        del data[name]
+    assert MeasureSpec.from_json(data) == MeasureSpec()
+    assert not convert.device_info_from_pb(pb.DeviceInfo()).session_settings
+
+
+def test_session_settings_of_a_peer_are_checked() -> None:
+    sent = convert.spec_to_pb(MeasureSpec())
+    sent.session.opt_level = "later"
+    with pytest.raises(ValueError, match="opt_level: unknown value 'later'"):
+        convert.spec_from_pb(sent)
+    large = pb.SessionSettings(free_dims={"N": 2**64 - 1}).SerializeToString()
+    with pytest.raises(NonsenseError, match=r"^free dims of 18446744073709551615$"):
+        received(pb.SessionSettings, large)
 
 
 def test_a_provider_with_open_options_takes_any_and_keeps_its_own_checked() -> None:

@@ -168,6 +168,24 @@ def test_openvino_refuses_what_it_leaves_to_the_processor(openvino: str, folder:
     assert allowed["fallback"] == ["unique"]
 
 
+def test_openvino_and_the_processor_are_cases_of_one_timing(openvino: str, folder: Path) -> None:
+    models = folder / "resnet.onnx", folder / "unique.onnx"
+    told = esm_host(
+        *("time", *models, "--device", openvino, "--ep", "cpu,openvino", "--runs", 20),
+        *("--ep-option", "openvino:device_type=CPU", "--opt-level", "extended", "--json", "-"),
+    )
+    assert told.exit_code == 1, "a model is refused on one"
+    results = json.loads(told.stdout)["results"]
+    assert [(r["provider"], r["provider_options"], r["status"]) for r in results] == [
+        ("cpu", {}, "success"),
+        ("openvino", {"device_type": "CPU"}, "success"),
+        ("cpu", {}, "success"),
+        ("openvino", {"device_type": "CPU"}, "failed"),
+    ]
+    assert [list(r["ran_on"]) for r in results] == [[CPU], [OPENVINO], [CPU], []]
+    assert results[3]["failure"]["kind"] == "unsupported_op"
+
+
 @pytest.mark.parametrize(
     "option", ["no_such_option=1", "device_type=NO_SUCH", "cache_dir=/tmp/x", "load_config=no.json"]
 )

@@ -48,6 +48,7 @@ def device_info(
         isolation=isolation,
         cpu_quota=read_groups().cpu_quota(),
         instance=uuid.uuid4().hex,
+        session_settings=True,
     )
 
 

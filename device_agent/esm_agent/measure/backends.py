@@ -13,6 +13,7 @@ from typing import Any
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 
+from esm_agent.device.facts import usable_cpus
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.feeds import Feed
 from esm_agent.measure.outcomes import ModelError, failure_kind, one_line, outcome
@@ -28,6 +29,7 @@ from esm_protos.messages import (
 )
 from esm_protos.plugins import described_in
 from esm_protos.providers import ProviderInfo
+from esm_protos.session_settings import SessionSettings
 from esm_protos.v1 import onnx_view_pb2
 from esm_protos.weights import WEIGHTLESS_LOCATION, draw_weights
 
@@ -35,6 +37,7 @@ _FLOAT = 1  # TensorProto.DataType.FLOAT
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 _MAX_WEIGHTLESS_BYTES = 256 << 20  # a graph without its weights is far smaller
 _WEIGHTLESS = re.compile(re.escape(WEIGHTLESS_LOCATION.encode()))
+_STOP_SPINNING = "session.force_spinning_stop"
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def session_options(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # failures are reported once, as outcomes
     if threads > 1:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry(_STOP_SPINNING, "1")
     names, arrays = _drawn_weights(model.path, spec.seed)
     weights = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
     if names:
@@ -158,6 +161,39 @@ def session_options(
         except Exception as error:  # a duplicate name
             raise ModelError(failure_kind(error), one_line(error)) from error
     return options, weights
+
+
+def apply_settings(options: ort.SessionOptions, settings: SessionSettings) -> None:
+    """Set the session options that are not as by default.
+
+    Raises:
+        ModelError: this onnxruntime lacks a setting or refuses a config entry.
+    """
+    if settings.opt_level != "all":
+        name = "ORT_DISABLE_ALL"
+        if settings.opt_level != "disable":
+            name = f"ORT_ENABLE_{settings.opt_level.upper()}"
+        level = getattr(ort.GraphOptimizationLevel, name, None)
+        if level is None:
+            text = (
+                f"opt_level {settings.opt_level}: onnxruntime {ort.__version__} has no such level, "
+                "choose another or install a newer onnxruntime on the device"
+            )
+            raise ModelError(FailureKind.INVALID_INPUT, text)
+        options.graph_optimization_level = level
+    if settings.execution_mode == "parallel":
+        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+        # Not ONNX Runtime's 0, which pins the threads to processors.
+        options.inter_op_num_threads = settings.inter_op or len(usable_cpus())
+        options.add_session_config_entry(_STOP_SPINNING, "1")
+    for symbol, size in settings.free_dims.items():
+        options.add_free_dimension_override_by_name(symbol, size)
+    for name, value in settings.session_options.items():
+        try:
+            options.add_session_config_entry(name, value)
+        except Exception as error:
+            text = f"session option {name}={value}: {one_line(error)}"
+            raise ModelError(FailureKind.INVALID_INPUT, text) from error
 
 
 def first_run(model: LoadedModel) -> None:

@@ -18,7 +18,7 @@ import stat
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -110,7 +110,7 @@ def conditions(
         "governor": " ".join(read["scaling_governor"]),
         "max_khz": " ".join(read["scaling_max_freq"]),
         "turbo": "" if turbo is None else str(turbo.on),
-        "settings": " ".join(_settings(spec, provider)),
+        "settings": " ".join([*_settings(spec, provider), *_session(spec)]),
     }
 
 
@@ -120,6 +120,15 @@ def _settings(spec: MeasureSpec, provider: ProviderInfo) -> Iterator[str]:
     for name, value in provider.complete(spec.provider_options).items():
         if value != defaults.get(name):
             yield name if value == "1" else f"{name}={value}"
+
+
+def _session(spec: MeasureSpec) -> Iterator[str]:
+    """Yield session settings that are not as by default.
+
+    Reference models have no free dimensions.
+    """
+    for name, value in replace(spec.session, free_dims={}).changes().items():
+        yield f"session:{name}={value}"
 
 
 def history_file() -> Path:

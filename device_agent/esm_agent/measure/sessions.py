@@ -219,7 +219,7 @@ class Sessions:
         if not job.references:
             return {}
         spec = replace(job.spec, seed=0)
-        setting = (spec.threads, spec.execution)
+        setting = (spec.threads, spec.execution, spec.session.key)
         if self._setting != setting:
             self._setting = setting
             self._references.clear()
@@ -321,7 +321,7 @@ def _key(model: UploadedModel, spec: MeasureSpec) -> tuple[object, ...]:
         tuple(beside),
         model.inputs and _content(model.inputs),
         (model.case.shapes, model.case.threads or spec.threads),
-        (spec.seed, spec.execution, spec.allow_fallback),
+        (spec.seed, spec.execution, spec.allow_fallback, spec.session.key),
     )
 
 

@@ -24,6 +24,7 @@ from esm_agent.measure import feeds, profiling
 from esm_agent.measure.backends import (
     Backend,
     LoadedModel,
+    apply_settings,
     failure_of,
     first_run,
     first_run_error,
@@ -37,7 +38,6 @@ from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
 from esm_agent.providers import COMPILED
 from esm_agent.providers.device_memory import DeviceMemory, check_feed
 from esm_agent.providers.placement import (
-    RECORD,
     PlacedNode,
     Placement,
     assigned_nodes,
@@ -48,6 +48,7 @@ from esm_agent.providers.placement import (
 )
 from esm_protos.messages import DeviceState, FailureKind, MeasureSpec, Profile
 from esm_protos.providers import ProviderInfo, ProviderOption
+from esm_protos.session_settings import RECORD
 from esm_protos.user_folders import user_folder
 
 __all__ = ["Options", "Provider", "ProviderOption", "Use"]
@@ -317,6 +318,7 @@ class Provider(Backend):
         with self._hooks():
             own = self.with_threads(own, model.case.threads or spec.threads)
             self.configure(options, own)
+            apply_settings(options, spec.session)
             providers = [pair if pair[1] else pair[0] for pair in self.providers(own, use)]
         if profile:
             profiling.enable(options, profile)
@@ -330,7 +332,7 @@ class Provider(Backend):
             )
         except Exception as error:
             self._check_lost(error)
-            raise load_error(error, model.path) from error
+            raise self._to_blame(load_error(error, model.path), model, spec, use) from error
         del weights
         if self.runtime_name not in session.get_providers():  # the runtime only warns
             what = f"the {called(self.runtime_name)} provider did not load"
@@ -338,6 +340,25 @@ class Provider(Backend):
                 FailureKind.CRASH, f"{what}; see the agent's log{self.why_not_loading}"
             )
         return session
+
+    def _to_blame(
+        self, error: ModelError, model: UploadedModel, spec: MeasureSpec, use: Use
+    ) -> ModelError:
+        """Return the error of a model that does not load, or of the config entries if they are why.
+
+        The runtime's message does not name an entry with a bad value.
+        """
+        entries = spec.session.session_options
+        if not entries or error.failure.kind is FailureKind.OUT_OF_MEMORY:
+            return error
+        session = replace(spec.session, session_options={})
+        try:
+            self._session(model, replace(spec, session=session), use)
+        except ModelError as own:
+            return own
+        given = ", ".join(f"{name}={value}" for name, value in entries.items())
+        text = f"ONNX Runtime refuses the session options {given}: {error}"
+        return ModelError(FailureKind.INVALID_INPUT, text)
 
     def _check_files(self, given: Options) -> None:
         """Check that options of a client name no files of the device but those of the provider.

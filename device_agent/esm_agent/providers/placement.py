@@ -9,11 +9,6 @@ from typing import Any, NamedTuple
 
 from esm_agent.measure import profiling
 
-RECORD = "session.record_ep_graph_assignment_info"
-"""Entry of a session's configuration, ``1`` to record the assignment of nodes.
-
-Since onnxruntime 1.24; older versions ignore it.
-"""
 _SHOWN_NODES = 5
 _SMALL_TENSOR = 100
 """Largest number of elements that the runtime treats as a shape and computes on the CPU."""
@@ -51,7 +46,7 @@ def assigned_nodes(session: Any) -> list[PlacedNode] | None:
     """Return the nodes that the runtime assigned; None if it cannot tell.
 
     A compiled partition counts by the nodes that are in it. The session must have been made with
-    :data:`RECORD`.
+    :data:`~esm_protos.session_settings.RECORD`.
     """
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return None

@@ -226,6 +226,8 @@ class ProfilerServicer(profiler_pb2_grpc.ProfilerServicer):
             if reason := self._info.why_not(block.spec.provider, "on this device"):
                 raise ProviderError(reason)
             self._info.provider(block.spec.provider).complete(block.spec.provider_options)
+            if reason := block.spec.session.refusal():
+                raise OptionError(reason)
         return block
 
     def _opened_cache(self) -> Cache:

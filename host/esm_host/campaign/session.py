@@ -21,6 +21,7 @@ from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.sampling.random import RandomSampler
+from esm_host.timing.inputs import check_free_dims
 from esm_host.transport import devices
 from esm_host.transport.base import Profiler
 from esm_host.transport.distinct import check_distinct
@@ -92,6 +93,7 @@ def connect_devices(
             for impatient in [stack.enter_context(devices.connect(name))]
         ]
         largest = space.build(space.extremes()[1])
+        check_free_dims(settings.spec.session.free_dims, {space.name: largest})
 
         def reserve(profiler: Profiler, device: DeviceInfo) -> None:
             check_spec(device, settings.spec)

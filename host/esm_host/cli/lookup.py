@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.option_groups import ProviderOptions, SpaceOptions, grouped
+from esm_host.cli.option_groups import ProviderOptions, RuntimeOptions, SpaceOptions, grouped
 from esm_host.cli.options import TIMING, Device, Json, NoWait, Quiet, Threads
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
@@ -63,6 +63,7 @@ def lookup(
     space: SpaceOptions,
     timing: TimingOptions,
     provider: ProviderOptions,
+    runtime: RuntimeOptions,
     no_wait: NoWait = False,
     seed: Annotated[int, typer.Option(help="Random seed of the inputs and the order of runs.")] = 0,
     output: Json = None,
@@ -90,6 +91,7 @@ def lookup(
         timing.max_time,
         threads=timing.threads,
         **provider.spec(),
+        session=runtime.settings(),
         model_timeout_s=timing.timeout,
         seed=seed,
     )

@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from esm_host.arguments import flag
 from esm_host.cli.options import (
@@ -19,15 +19,24 @@ from esm_host.cli.options import (
     Dtype,
     Ep,
     EpOption,
+    ExecutionMode,
+    FreeDim,
+    InterOp,
     NoWait,
+    OptLevel,
     Patience,
     Quiet,
     Resolution,
     Seed,
+    SessionOption,
     Space,
     Tf32,
     WidthMult,
 )
+
+if TYPE_CHECKING:
+    from esm_host.timing.provider_options import Execution
+    from esm_protos.session_settings import SessionSettings
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -92,32 +101,75 @@ class SpaceOptions:
 class ProviderOptions:
     """Options of the execution provider."""
 
-    ep: Ep = "cpu"
+    ep: Ep = None
     ep_option: EpOption = None
     tf32: Tf32 = False
     cuda_graph: CudaGraph = False
     allow_fallback: AllowFallback = False
 
-    def spec(self, is_resumed: bool = False) -> dict[str, Any]:
-        """Return the fields of ``MeasureSpec`` that these options set.
+    def executions(self, is_resumed: bool = False) -> tuple[Execution, ...]:
+        """Return the execution providers with their options.
 
         Args:
             is_resumed: Whether a campaign is resumed; its provider may differ from ``ep``.
 
         Raises:
-            UsageError: an option is not NAME=VALUE or belongs to another provider.
+            UsageError: a provider or an option is invalid.
         """
-        from esm_host.timing.provider_options import given_options
+        from esm_host.timing.provider_options import executions
 
-        provider = None if is_resumed else self.ep
-        options = given_options(
-            self.ep_option or (), provider, tf32=self.tf32, cuda_graph=self.cuda_graph
+        return executions(
+            [name.strip() for text in self.ep or ["cpu"] for name in text.split(",")],
+            self.ep_option or (),
+            not is_resumed,
+            tf32=self.tf32,
+            cuda_graph=self.cuda_graph,
         )
+
+    def spec(self, is_resumed: bool = False) -> dict[str, Any]:
+        """Return the fields of ``MeasureSpec`` that these options set for a single provider.
+
+        Args:
+            is_resumed: Whether a campaign is resumed; its provider may differ from ``ep``.
+
+        Raises:
+            UsageError: there are several providers, or one or an option is invalid.
+        """
+        from esm_host.timing.provider_options import only
+
+        execution = only(self.executions(is_resumed))
         return {
-            "provider": self.ep,
-            "provider_options": options,
+            "provider": execution.provider,
+            "provider_options": execution.options,
             "allow_fallback": self.allow_fallback,
         }
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Options of ONNX Runtime's sessions."""
+
+    opt_level: OptLevel = "all"
+    execution_mode: ExecutionMode = "sequential"
+    inter_op: InterOp = None
+    session_option: SessionOption = None
+    free_dim: FreeDim = None
+
+    def settings(self) -> SessionSettings:
+        """Return the settings of the sessions.
+
+        Raises:
+            UsageError: a value is invalid.
+        """
+        from esm_host.timing.session_options import session_settings
+
+        return session_settings(
+            self.opt_level,
+            self.execution_mode,
+            self.inter_op,
+            self.session_option or (),
+            self.free_dim or (),
+        )
 
 
 @dataclass(frozen=True)

@@ -228,11 +228,12 @@ Threads = Annotated[
 _EP = "Execution provider"
 
 Ep = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         metavar="NAME",
         help="Execution provider, such as cpu. List the device's providers with esm-host devices "
-        "info.",
+        "info. esm-host time takes several, such as cpu,openvino.",
+        show_default="cpu",
         rich_help_panel=_EP,
     ),
 ]
@@ -240,9 +241,9 @@ EpOption = Annotated[
     list[str] | None,
     typer.Option(
         "--ep-option",
-        metavar="NAME=VALUE",
-        help="Option of the execution provider. List them with esm-host devices info. May be "
-        "repeated.",
+        metavar="[NAME:]KEY=VALUE",
+        help="Option of the execution provider, with the provider's name if there are several. "
+        "List them with esm-host devices info. May be repeated.",
         rich_help_panel=_EP,
     ),
 ]
@@ -269,6 +270,54 @@ AllowFallback = Annotated[
         "--allow-fallback",
         help="Also measure models with nodes that fall back to another provider.",
         rich_help_panel=_EP,
+    ),
+]
+
+_SESSION = "ONNX Runtime session"
+
+OptLevel = Annotated[
+    str,
+    typer.Option(
+        metavar="LEVEL",
+        help="Level of graph optimization: disable, basic, extended, layout or all.",
+        rich_help_panel=_SESSION,
+    ),
+]
+ExecutionMode = Annotated[
+    str,
+    typer.Option(
+        metavar="MODE",
+        help="Execution of independent nodes: sequential, or parallel.",
+        rich_help_panel=_SESSION,
+    ),
+]
+InterOp = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of inter-op threads: nodes that run at the same time. Needs --execution-mode "
+        "parallel.",
+        show_default="processors of the device",
+        rich_help_panel=_SESSION,
+    ),
+]
+SessionOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--session-option",
+        metavar="KEY=VALUE",
+        help="Config entry of SessionOptions, such as session.intra_op.allow_spinning=0. May be "
+        "repeated.",
+        rich_help_panel=_SESSION,
+    ),
+]
+FreeDim = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--free-dim",
+        metavar="NAME=SIZE",
+        help="Override of a free dimension by name: its size is fixed before the graph is "
+        "optimized. May be repeated.",
+        rich_help_panel=_SESSION,
     ),
 ]
 

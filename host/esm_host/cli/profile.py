@@ -13,6 +13,7 @@ import typer
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.option_groups import (
     ProviderOptions,
+    RuntimeOptions,
     SessionOptions,
     SpaceOptions,
     grouped,
@@ -382,6 +383,7 @@ def profile(
     sampling: SamplingOptions,
     timing: TimingOptions,
     provider: ProviderOptions,
+    runtime: RuntimeOptions,
     blocks: BlockOptions,
     session: SessionOptions,
 ) -> None:
@@ -409,6 +411,7 @@ def profile(
         if not (campaign.resume or was_given(ctx, "target_accuracy")):
             given["target_accuracy_percent"] = 100.0
     spec = _spec(ctx, campaign, timing, provider, blocks, session)
+    spec["session"] = runtime.settings()
     if campaign.finish and not campaign.resume:
         raise UsageError("--finish needs --resume")
     if campaign.preset and campaign.resume:
@@ -510,7 +513,10 @@ def _resumed(
 
     stored = folder.read_settings()
     changes = {}
-    for owner, asked in ((vars(stored), given), (vars(stored.spec), spec)):
+    asked_spec = {**spec, **vars(spec["session"])}
+    del asked_spec["session"]
+    measured = {**vars(stored.spec), **vars(stored.spec.session)}
+    for owner, asked in ((vars(stored), given), (measured, asked_spec)):
         for name, value in asked.items():
             if value == owner[name]:
                 continue
@@ -536,7 +542,7 @@ def _as_option(name: str, settings: Mapping[str, Any]) -> str:
         return f"--max-runs {runs}" if name == "runs" else f"--precision {100 * precision:g}"
     if name == "long_visits":
         return f"--cache {'warm' if settings[name] else 'cold'}"
-    if name == "provider_options":
+    if isinstance(settings[name], Mapping):
         given = " ".join(f"{flag(name)} {key}={value}" for key, value in settings[name].items())
         return given or f"no {flag(name)}"
     value = getattr(settings[name], "value", settings[name])

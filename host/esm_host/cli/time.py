@@ -12,7 +12,7 @@ import typer
 
 from esm_host.arguments import on_command_line
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
-from esm_host.cli.option_groups import ProviderOptions, grouped
+from esm_host.cli.option_groups import ProviderOptions, RuntimeOptions, grouped
 from esm_host.cli.options import NoWait, Quiet, device_names, examples
 from esm_host.cli.output import check_output, results_first
 from esm_host.cli.profile import ProtocolName
@@ -231,6 +231,7 @@ def time(
     cases: CaseOptions,
     measuring: RunOptions,
     provider: ProviderOptions,
+    runtime: RuntimeOptions,
     shown: OutputOptions,
 ) -> None:
     """Time ONNX models on devices.
@@ -267,6 +268,7 @@ def time(
     if not all(names):
         raise UsageError(f"--device '{','.join(names)}': give 'local', host:port or a name")
     counts = _numbers("--threads", cases.threads or ["1"])
+    providers, session = provider.executions(), runtime.settings()
     spec = timing_spec(
         measuring.runs,
         measuring.precision,
@@ -277,7 +279,10 @@ def time(
         warmup=measuring.warmup,
         trim=measuring.trim,
         threads=counts[0],
-        **provider.spec(),
+        provider=providers[0].provider,
+        provider_options=providers[0].options,
+        allow_fallback=provider.allow_fallback,
+        session=session,
         model_timeout_s=measuring.timeout,
         seed=measuring.seed,
     )
@@ -293,7 +298,15 @@ def time(
     batches = _numbers("--batch", cases.batch or [])
     folder = Path(context.with_resource(TemporaryDirectory(prefix="esm-")))
     request = read_request(
-        given, batches, cases.shape or (), counts, cases.feed or (), folder, cases.dim or ()
+        given,
+        batches,
+        cases.shape or (),
+        counts,
+        cases.feed or (),
+        folder,
+        cases.dim or (),
+        providers,
+        session.free_dims,
     )
     if batches:
         for path in dict.fromkeys(entry.path for entry in request if entry.batch is None):
@@ -304,7 +317,7 @@ def time(
     beside = [file.path for entry in request for _, file in entry.model.external]
     check_output(shown.output, inputs=beside)
     check_output(shown.csv, "--csv", beside)
-    spec = for_models(spec, len(request), measuring.max_time)
+    spec = for_models(spec, len(request) // len(providers), measuring.max_time)
     with DeviceLines(names, shown.quiet) as on_progress:
         timing = time_models(
             devices.connect,

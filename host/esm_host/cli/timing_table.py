@@ -45,8 +45,11 @@ def print_tables(timing: Timing, wide: bool) -> None:
         _print_table(device, notes, wide)
         if device.interrupted and device.results:
             print(_CUT_SHORT)
-        if any(r.estimate for r in device.results) and timing.as_measured(device):
-            print("  latency as measured, not at the device's usual pace")
+        as_measured = timing.as_measured(device)
+        if any(r.estimate for r in device.results) and as_measured:
+            some = len(as_measured) < len(device.usual)
+            where = f" on {', '.join(as_measured)}" if some else ""
+            print(f"  latency{where} as measured, not at the device's usual pace")
         elif wide and device.results:
             print("  latency_ms is at the device's usual pace, all other times are as measured")
         first += len(device.results)
@@ -138,6 +141,7 @@ _CASES: tuple[Column, ...] = (
     ("batch", lambda r: str(r.entry.batch or "")),
     ("dims", lambda r: " ".join(f"{symbol}={size}" for symbol, size in r.entry.dims)),
     ("threads", lambda r: str(r.entry.model.case.threads or "")),
+    ("provider", lambda r: r.entry.provider or ""),
 )
 _VERDICT: Column = (
     "verdict",

@@ -12,6 +12,7 @@ import typer
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.option_groups import (
     ProviderOptions,
+    RuntimeOptions,
     SessionOptions,
     SpaceOptions,
     grouped,
@@ -123,6 +124,7 @@ def transfer(
     method: MethodOptions,
     timing: TimingOptions,
     provider: ProviderOptions,
+    runtime: RuntimeOptions,
     session: SessionOptions,
 ) -> None:
     """Train a latency predictor from a few measurements and latencies of other devices.
@@ -150,6 +152,7 @@ def transfer(
     spec = {
         **settings_of(MeasureSpec, timing, session),
         **provider.spec(),
+        "session": runtime.settings(),
         "references": True,
         "runs": timing.max_runs,
         "precision": as_share("--precision", timing.precision),

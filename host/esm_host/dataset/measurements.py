@@ -156,10 +156,11 @@ class Measurements:
         """
         table = self.table()
         block_id = table.blocks[index].block_id
+        threads = max(self._spec.threads, self._spec.session.inter_op)
         evidence = [
             *block_evidence(table.states[index], self._read[block_id].slowdown),
             *by_references,
-            *threads_evidence(self._spec.threads, self._store.processors(block_id)),
+            *threads_evidence(threads, self._store.processors(block_id)),
         ]
         return {
             key: judge_number(model.interval, self._spec.precision, evidence)

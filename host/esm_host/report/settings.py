@@ -9,7 +9,7 @@ from esm_host.arguments import flag
 from esm_host.report.page import Fact, Facts, duration
 
 _WITHOUT_OPTION = ("folds", "long_visits", "min_block_s", "min_rounds", "short_visits")
-_NOTHING_AT_0 = ("held_out", "max_block_s", "precision", "spread_s")
+_NOTHING_AT_0 = ("held_out", "inter_op", "max_block_s", "precision", "spread_s")
 _SHARES = ("precision", "probability")
 """Options whose values are percentages."""
 
@@ -22,7 +22,7 @@ def setting_facts(settings: Mapping[str, Any]) -> Facts:
     """
     facts = []
     for name, value in settings.items():
-        nothing = value is None or value is False or value in ("", [], ())
+        nothing = value is None or value is False or value in ("", [], (), {})
         if nothing or name in _WITHOUT_OPTION or (name in _NOTHING_AT_0 and not value):
             continue
         option = flag("max_runs" if name == "runs" and settings.get("precision") else name)
@@ -39,6 +39,8 @@ def _text(name: str, value: Any) -> str:
         return f"{value:g} %"
     if name.endswith("_s"):
         return duration(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={each}" for key, each in value.items())
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, Sequence) and not isinstance(value, str):

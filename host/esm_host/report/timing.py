@@ -72,8 +72,12 @@ def _settings(timing: TimingFile) -> dict[str, Any]:
     more = {name: context[name] for name in ("raw", "spread_s") if name in context}
     without_option = ("references", "runs_per_visit")
     spec = {name: v for name, v in context["spec"].items() if name not in without_option}
-    if options := spec.get("provider_options"):
-        spec["provider_options"] = ", ".join(f"{name}={value}" for name, value in options.items())
+    providers = {r["provider"]: r.get("provider_options", {}) for r in timing.data["results"]}
+    if len(providers) > 1:
+        spec["provider"] = ", ".join(providers)
+        spec["provider_options"] = {
+            f"{name}:{key}": value for name, own in providers.items() for key, value in own.items()
+        }
     return {**spec, **more}
 
 

@@ -54,6 +54,8 @@ _BOUNDS = {
 """Smallest and largest valid values of each field; a field may also be None."""
 
 Json = Mapping[str, Any]
+_Executions = Mapping[str, Mapping[str, str]]
+"""Execution providers with the values of their options."""
 
 
 class DifferentError(EsmError):
@@ -167,6 +169,7 @@ class Comparison:
         parts += [f"{symbol}={size}" for symbol, size in change.case.get("dims", {}).items()]
         if change.case["threads"] > 1:
             parts.append(counted(change.case["threads"], "thread"))
+        parts += [change.case["provider"]] if change.case.get("provider") else []
         return ", ".join(parts)
 
     def verdict(self, change: Change) -> str:
@@ -277,7 +280,9 @@ def compare(
     _check_arguments(first.data, confidence, tolerance_percent, allow)
     allowed: list[str] = []
     try:
-        found = [_results(first.data, {name: name for name in first.data["context"]["devices"]})]
+        several = any(len(_executions(timing.data)) > 1 for timing in timings)
+        itself = {name: name for name in first.data["context"]["devices"]}
+        found = [_results(first.data, itself, several)]
         for timing in timings[1:]:
             names = _device_names(first.data, timing.data)
             for what, text in _differences(first, timing, names):
@@ -289,7 +294,7 @@ def compare(
                 if what not in allow:
                     raise DifferentError(f"{told}: {argument('allow')} {what} compares them anyway")
                 allowed.append(told)
-            found.append(_results(timing.data, names))
+            found.append(_results(timing.data, names, several))
         found = _match_inputs(_match_names(found))
         for text in _unmatched([timing.name for timing in timings], found):
             if CASES not in allow:
@@ -543,8 +548,12 @@ def _check_arguments(
         for name in (*provider.identity, *(option.name for option in provider.options))
     }
     told |= {*spec.get("provider_options", ())}
-    facts = (*FACTS, *sorted({*told, *older_peers.NAMES} - {*spec}))
-    known = (*spec, *facts, CASES, INPUTS, RAW, MAX_TIME)
+    results = base.get("results")
+    for result in results if isinstance(results, list) else ():
+        told |= {*(result.get("provider_options", ()) if isinstance(result, Mapping) else ())}
+    settings = {**spec, **older_peers.spec_json(spec)}
+    facts = (*FACTS, *sorted({*told, *older_peers.NAMES} - {*settings}))
+    known = (*settings, *facts, CASES, INPUTS, RAW, MAX_TIME)
     for name in allow:
         if name not in known:
             raise UsageError(f"{argument('allow')}: {unknown('difference', name, known)}")
@@ -567,10 +576,14 @@ def _differences(
 ) -> Iterator[tuple[str, str]]:
     """Yield the name of each difference and its description with both values."""
     ours, theirs = (older_peers.spec_json(each.data["context"]["spec"]) for each in (base, new))
+    given = _executions(base.data), _executions(new.data)
+    several = max(map(len, given)) > 1
     for name in (*ours, *(name for name in theirs if name not in ours)):
         lacked = name in _LACKED and (name not in ours or name not in theirs)
         if lacked or name in (*_OF_MAX_TIME, "provider_options"):
             continue
+        if name == "provider" and several:
+            continue  # each is a case
         if ours.get(name) != theirs.get(name):
             yield name, f"the setting {name} differs: {ours.get(name)} and {theirs.get(name)}"
     told = "min_rounds" in ours and "min_rounds" in theirs
@@ -590,7 +603,16 @@ def _differences(
             measured = device["info"] is not None and device.get("block_starts_s")
             if device["error"] is not None and not measured:
                 raise DifferentError(f"the {which} failed on {name}: {device['error']}")
-        yield from _device_differences(name, before["info"], after["info"], (ours, theirs))
+        yield from _device_differences(name, (before["info"], after["info"]), given)
+
+
+def _executions(data: Json) -> dict[str, Mapping[str, str]]:
+    """Return the execution providers of a timing, each with the values of its options."""
+    found = {r["provider"]: r.get("provider_options", {}) for r in data["results"]}
+    if len(found) > 1:
+        return found
+    spec = older_peers.spec_json(data["context"]["spec"])
+    return {spec["provider"]: spec["provider_options"]}
 
 
 def _max_time(spec: Json) -> str:
@@ -603,20 +625,39 @@ def _raw(data: Json) -> bool:
 
 
 def _device_differences(
-    name: str, before: Json, after: Json, specs: tuple[Json, Json]
+    name: str, infos: tuple[Json, Json], given: tuple[_Executions, _Executions]
 ) -> Iterator[tuple[str, str]]:
-    """Yield the differences of a device and of its execution provider, as :func:`_differences`."""
-    ours, theirs = (
-        _provider(info, spec["provider"]) for info, spec in zip((before, after), specs, strict=True)
-    )
-    facts = [(fact, before[fact], after[fact]) for fact in FACTS]
-    facts += [
-        (fact, ours.identity.get(fact, ""), theirs.identity.get(fact, ""))
-        for fact in {**ours.identity, **theirs.identity}
-    ]
-    for fact, one, other in facts:
-        if one != other:
+    """Yield the differences of a device and of its execution providers, as :func:`_differences`.
+
+    Args:
+        name: Name of the device.
+        infos: Description of the device in each timing.
+        given: Execution providers of each timing, with their options.
+    """
+    before, after = infos
+    yield from _fact_differences(name, {f: before[f] for f in FACTS}, {f: after[f] for f in FACTS})
+    pairs = [(provider, provider) for provider in given[0] if provider in given[1]]
+    if len(given[0]) == len(given[1]) == 1:
+        pairs = list(zip(*given, strict=True))
+    for one, other in pairs:
+        providers = _provider(before, one), _provider(after, other)
+        yield from _provider_differences(name, providers, (given[0][one], given[1][other]))
+
+
+def _fact_differences(name: str, ours: Json, theirs: Json) -> Iterator[tuple[str, str]]:
+    for fact in {**ours, **theirs}:
+        if (one := ours.get(fact, "")) != (other := theirs.get(fact, "")):
             yield fact, f"{fact} of {name} differs: {one} and {other}"
+
+
+def _provider_differences(
+    name: str,
+    providers: tuple[ProviderInfo, ProviderInfo],
+    given: tuple[Mapping[str, str], Mapping[str, str]],
+) -> Iterator[tuple[str, str]]:
+    """Yield the differences of an execution provider and of its options."""
+    ours, theirs = providers
+    yield from _fact_differences(name, ours.identity, theirs.identity)
     if ours.name != theirs.name:
         return
     # An option unknown to one version has the default of the other.
@@ -625,9 +666,9 @@ def _device_differences(
         {
             **defaults,
             **{option.name: option.default for option in provider.options},
-            **spec["provider_options"],
+            **options,
         }
-        for provider, spec in zip((ours, theirs), specs, strict=True)
+        for provider, options in zip(providers, given, strict=True)
     )
     for option in {**own, **others}:
         if own.get(option) != others.get(option):
@@ -651,8 +692,14 @@ def provider_table(info: Json) -> tuple[ProviderInfo, ...]:
 _Key = tuple[str, ...]
 
 
-def _results(data: Json, names: Mapping[str, str]) -> dict[_Key, Json]:
-    """Return the results of a timing by model, device and case."""
+def _results(data: Json, names: Mapping[str, str], several: bool) -> dict[_Key, Json]:
+    """Return the results of a timing by model, device, provider and case.
+
+    Args:
+        data: JSON of the timing.
+        names: Base's name of each device.
+        several: Whether some timing has several execution providers, which are then cases.
+    """
     found: dict[_Key, Json] = {}
     for result in data["results"]:
         case = result["case"]
@@ -660,7 +707,8 @@ def _results(data: Json, names: Mapping[str, str]) -> dict[_Key, Json]:
         # Older files have no "dims".
         dims = sorted(case.get("dims", {}).items())
         rest = (case["batch"], dims, case["threads"], case["inputs_sha256"], shapes)
-        found[result["model"], names[result["device"]], repr(rest)] = result
+        provider = result["provider"] if several else ""
+        found[result["model"], names[result["device"]], provider, repr(rest)] = result
     return found
 
 
@@ -698,7 +746,7 @@ def _match_inputs(found: list[dict[_Key, Json]]) -> list[dict[_Key, Json]]:
 def _same_work(one: _Key, a: Json, other: _Key, b: Json) -> bool:
     """Return whether a model on a device had inputs of the same shapes and types."""
     return (
-        one[:2] == other[:2]
+        one[:3] == other[:3]
         and bool(a["inputs"] and b["inputs"])
         and _types_and_dims(a) == _types_and_dims(b)
         and a["case"]["threads"] == b["case"]["threads"]
@@ -760,6 +808,7 @@ def _label(result: Json) -> str:
     parts += [f"batch {case['batch']}"] if case["batch"] else []
     parts += [f"{symbol}={size}" for symbol, size in case.get("dims", {}).items()]
     parts += [f"{case['threads']} threads"] if case["threads"] > 1 else []
+    parts += [case["provider"]] if case.get("provider") else []
     parts += [f"{name}:{'x'.join(map(str, dims))}" for name, dims in case["shapes"].items()]
     parts += ["inputs from a file"] if case["inputs_sha256"] else []
     return ", ".join(parts)

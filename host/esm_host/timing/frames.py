@@ -211,11 +211,10 @@ class TimingFile:
         """
         rows = []
         for device, entry in self.devices.items():
-            usual_ms = _usual_ms(entry)
             for reference in entry.get("references", ()):
                 at_s, latency_ms = _visits(reference)
-                base_ms = usual_ms.get(reference["name"])
-                slower = latency_ms / (base_ms or _median_ms(entry, reference["name"])) - 1
+                base_ms = _usual_ms(entry, reference).get(reference["name"])
+                slower = latency_ms / (base_ms or _median_ms(entry, reference)) - 1
                 rows += [
                     {
                         "device": device,
@@ -283,13 +282,17 @@ _PARTS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
     lambda result: "" if (batch := result["case"]["batch"]) is None else f"batch {batch}",
     lambda result: _dims(result["case"]),
     lambda result: _threads(result["case"]["threads"]),
+    lambda result: result["case"].get("provider") or "",
     lambda result: _shapes(result["case"]["shapes"]),
     lambda result: str(result["case"]["inputs_sha256"] or "")[:8],
 )
 
 
-def _usual_ms(device: Mapping[str, Any]) -> dict[str, float]:
+def _usual_ms(device: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:
+    """Return the usual latencies of all reference models on the provider of one; {} if unknown."""
     usual = device.get("usual")
+    if "provider" in reference:  # older files have one provider
+        usual = device["usual_by_provider"][reference["provider"]]
     return dict(zip(usual["references"], usual["latency_ms"], strict=True)) if usual else {}
 
 
@@ -307,9 +310,14 @@ def _visits(reference: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return starts_ms[::per_visit][:full] / 1e3, told
 
 
-def _median_ms(device: Mapping[str, Any], reference: str) -> float:
-    """Return the median over the visits of a reference model in all blocks."""
-    visits = [_visits(entry)[1] for entry in device["references"] if entry["name"] == reference]
+def _median_ms(device: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
+    """Return the median over the visits of a reference model in all blocks of its provider."""
+    own = [reference.get(key) for key in ("name", "provider")]
+    visits = [
+        _visits(entry)[1]
+        for entry in device["references"]
+        if [entry.get(key) for key in ("name", "provider")] == own
+    ]
     return float(np.median(np.concatenate(visits)))
 
 

@@ -194,12 +194,15 @@ def check_names(shapes: Sequence[GivenShape], models: Mapping[str, Sequence[Grap
             raise UsageError(f"{given}: {unknown_input(shape.name, known)}")
 
 
-def check_symbols(dims: Sequence[GivenDim], models: Mapping[str, Sequence[GraphInput]]) -> None:
+def check_symbols(
+    dims: Iterable[GivenDim], models: Mapping[str, Sequence[GraphInput]], name: str = "dims"
+) -> None:
     """Check that some model has each symbol.
 
     Args:
         dims: Sizes of the request.
         models: Inputs by the model's path.
+        name: Name of the argument that gives the sizes.
 
     Raises:
         UsageError: no model has a symbol.
@@ -209,7 +212,46 @@ def check_symbols(dims: Sequence[GivenDim], models: Mapping[str, Sequence[GraphI
         if models and dim.symbol not in known:
             choices = f"the inputs name {_quoted(known)}"
             text = unknown("dimension", dim.symbol, known, choices=choices)
-            raise UsageError(f"{argument('dims')}: {text}")
+            raise UsageError(f"{argument(name)}: {text}")
+
+
+def check_free_dims(free_dims: Mapping[str, int], models: Mapping[str, bytes]) -> None:
+    """Check that some model has each symbol that session settings fix.
+
+    Args:
+        free_dims: Sizes by symbol.
+        models: ONNX models by name.
+
+    Raises:
+        UsageError: no model has a symbol.
+    """
+    if free_dims:
+        inputs = {name: graph_inputs(view.Model.FromString(data)) for name, data in models.items()}
+        check_fixed(free_dims, (), inputs)
+
+
+def check_fixed(
+    fixed: Mapping[str, int],
+    dims: Sequence[GivenDim],
+    models: Mapping[str, Sequence[GraphInput]],
+) -> None:
+    """Check that some model has each symbol that session settings fix, and no case sizes it.
+
+    Args:
+        fixed: Sizes by symbol.
+        dims: Sizes of the request.
+        models: Inputs by the model's path.
+
+    Raises:
+        UsageError: no model has a symbol, or a symbol has sizes of cases as well.
+    """
+    check_symbols((GivenDim(name, (size,)) for name, size in fixed.items()), models, "free_dims")
+    for dim in dims:
+        if dim.symbol in fixed:
+            raise UsageError(
+                f"{argument('free_dims')} {dim.symbol}={fixed[dim.symbol]}: '{dim.symbol}' has "
+                f"{argument('dims')} as well, give one"
+            )
 
 
 def takes_batch(inputs: Iterable[GraphInput]) -> bool:
@@ -240,13 +282,14 @@ def resolve(
     batch: int | None = None,
     arrays: Mapping[str, Array] | None = None,
     dims: Mapping[str, int] | None = None,
+    fixed: Mapping[str, int] | None = None,
 ) -> Shapes:
     """Return the dimensions of every input that has free ones.
 
     The size of a free dimension is the first of these that exists:
 
     1. the size in the input's own shape or array;
-    2. the size of its symbol in ``dims``;
+    2. the size of its symbol in ``fixed`` or ``dims``;
     3. the size of its symbol in other shapes and arrays, if they agree;
     4. the batch size, if the dimension is the first;
     5. 1.
@@ -260,11 +303,12 @@ def resolve(
         batch: Batch size; None if none is given.
         arrays: Given values, by input.
         dims: Given sizes, by symbol.
+        fixed: Sizes that the graph is given before it is optimized, by symbol.
 
     Raises:
         UsageError: an argument contradicts the model, or has no effect on it.
     """
-    arrays, dims = arrays or {}, dims or {}
+    arrays, dims, fixed = arrays or {}, dims or {}, fixed or {}
     given = {name: _Given(array.dims, argument("inputs")) for name, array in arrays.items()}
     for shape in shapes:
         if (meant := _meant(path, inputs, shape)) is None:
@@ -287,11 +331,13 @@ def resolve(
             declared = [None] * len(own.dims)
         if declared is not None:
             places[known] = [
-                _place(known, axis, dim, own, dims, elsewhere, batch)
+                _place(known, axis, dim, own, dims, fixed, elsewhere, batch)
                 for axis, dim in enumerate(declared)
             ]
     for symbol, size in dims.items():
         _check_used(path, inputs, places, f"{argument('dims')} {symbol}={size}", symbol, size)
+    for symbol, size in fixed.items():
+        _check_everywhere(path, places, symbol, size)
     if batch is not None:
         _check_used(path, inputs, places, f"{argument('batch')} {batch}", None, batch)
     resolved = {
@@ -399,6 +445,7 @@ def _place(
     dim: Dim,
     own: _Given | None,
     dims: Mapping[str, int],
+    fixed: Mapping[str, int],
     elsewhere: Mapping[str, set[int]],
     batch: int | None,
 ) -> tuple[int, str] | None:
@@ -407,6 +454,8 @@ def _place(
         return dim, ""
     if own is not None and (size := own.dims[axis]) is not None:
         return size, own.source
+    if dim is not None and dim in fixed:
+        return fixed[dim], f"{argument('free_dims')} {dim}={fixed[dim]}"
     if dim is not None and dim in dims:
         return dims[dim], f"{argument('dims')} {dim}={dims[dim]}"
     if dim is not None and len(sizes := elsewhere.get(dim, set())) == 1:
@@ -414,6 +463,22 @@ def _place(
     if axis == 0 and batch is not None:
         return batch, f"{argument('batch')} {batch}"
     return None
+
+
+def _check_everywhere(
+    path: str,
+    places: Mapping[GraphInput, Sequence[tuple[int, str] | None]],
+    symbol: str,
+    size: int,
+) -> None:
+    """Check that all dimensions of a symbol have its fixed size."""
+    for known, found in places.items():
+        for dim, place in zip(known.dims or (), found, strict=False):
+            if dim == symbol and place is not None and place[0] != size:
+                raise UsageError(
+                    f"{argument('free_dims')} {symbol}={size}: {place[1]} gives '{known.name}' of "
+                    f"{path} {place[0]} there: give one size"
+                )
 
 
 def _check_used(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from esm_host.errors import DeviceError
+from esm_host.timing.inputs import check_free_dims
 from esm_host.timing.spread import common_usual_latencies
 from esm_host.transport.base import OnProgress, Profiler, ignore
 from esm_host.transport.limits import check_models, check_spec
@@ -85,7 +86,9 @@ def time_parts(
         UsageError: the device does not support the settings.
         DeviceError: the device is unreachable or refuses, or a part fails.
     """
-    models = [Model(part.key, part.build()) for part in parts]
+    graphs = {part.key: part.build() for part in parts}
+    check_free_dims(spec.session.free_dims, graphs)
+    models = [Model(key, graph) for key, graph in graphs.items()]
     info = profiler.device_info()
     check_spec(info, spec)
     by_work = sorted(range(len(parts)), key=lambda number: (parts[number].flops, number))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,6 +16,7 @@ from esm_host.timing.inputs import (
     GivenDim,
     GivenShape,
     Shapes,
+    check_fixed,
     check_names,
     check_symbols,
     graph_inputs,
@@ -27,6 +28,7 @@ from esm_host.timing.inputs import (
     takes_batch,
 )
 from esm_host.timing.model_file import ModelFile, read_model_file
+from esm_host.timing.provider_options import Execution
 from esm_protos.messages import MAX_THREADS, Case, File, Model
 from esm_protos.text import counted
 
@@ -43,6 +45,7 @@ class Entry:
         assumed: Dimensions without a given size.
         items: Batch size of an inference; 1 if unknown.
         amounts: Drawn inputs that decide how much is computed, with the operator's type.
+        execution: Execution provider; None: that of the block's spec.
     """
 
     file: ModelFile
@@ -52,6 +55,12 @@ class Entry:
     assumed: tuple[Assumed, ...] = ()
     items: int = 1
     amounts: tuple[tuple[str, str], ...] = ()
+    execution: Execution | None = None
+
+    @property
+    def provider(self) -> str | None:
+        """Name of the execution provider; None: the only one."""
+        return None if self.execution is None else self.execution.provider
 
     @property
     def path(self) -> str:
@@ -71,6 +80,8 @@ def read_request(
     inputs: Sequence[Path] = (),
     folder: Path | None = None,
     dims: Sequence[str] = (),
+    providers: Sequence[Execution] = (),
+    free_dims: Mapping[str, int] | None = None,
 ) -> tuple[Entry, ...]:
     """Read ONNX files and return their cases. The device decides whether they run.
 
@@ -84,6 +95,9 @@ def read_request(
         folder: Folder for the files of values that are sent; required with ``inputs``.
         dims: Sizes ``"NAME=SIZE"`` or ``"NAME=SIZE,SIZE"`` of symbols; several make a cross
             product, for models that have them.
+        providers: Execution providers. With none or one, the block's spec sets it.
+        free_dims: Sizes of symbols that the spec's session settings fix, for models that have
+            them.
 
     Raises:
         UsageError: a file cannot be read or is given twice, or a case is impossible.
@@ -100,22 +114,26 @@ def read_request(
     parsed = {file.path: graph_inputs(file.outline) for file in files if file.outline is not None}
     check_names(given, parsed)
     check_symbols(sweep, parsed)
+    fixed = dict(free_dims or {})
+    check_fixed(fixed, sweep, parsed)
     known = {
         file.path: (*graph_inputs(file.outline), *overridable_inputs(file.outline))
         for file in files
         if file.outline is not None
     }
     # Like ``dims``, a batch size applies to the models that have a free one, if there are any.
-    fixed = {path for path, own in parsed.items() if not takes_batch(own)}
-    if len(fixed) == len(files):
-        fixed = set()
+    unbatched = {path for path, own in parsed.items() if not takes_batch(own)}
+    if len(unbatched) == len(files):
+        unbatched = set()
     fed = Given(inputs, folder or Path(), known)
     return tuple(
-        _entry(file, batch, sizes, *_shapes(file, given, batch, sizes, fed), number)
+        _entry(file, batch, sizes, *shapes, number, execution)
         for file in files
-        for batch in ((file.path not in fixed and batches) or (None,))
+        for batch in ((file.path not in unbatched and batches) or (None,))
         for sizes in _sizes(file, sweep)
+        for shapes in [_shapes(file, given, batch, sizes, fed, fixed)]
         for number in (threads if len(threads) > 1 else (0,))
+        for execution in (providers if len(providers) > 1 else (None,))
     )
 
 
@@ -146,6 +164,7 @@ def _shapes(
     batch: int | None,
     dims: tuple[tuple[str, int], ...],
     fed: Given,
+    fixed: Mapping[str, int],
 ) -> tuple[Shapes, tuple[tuple[str, str], ...], File | None]:
     if file.outline is None:
         return Shapes(()), (), None
@@ -154,7 +173,8 @@ def _shapes(
     # Values without dimensions of their own need no shape.
     sized = [each for each in inputs if arrays.get(each.name, each) is not None]
     known = {each.name: array for each in sized if (array := arrays.get(each.name)) is not None}
-    shapes = resolve(file.path, sized, given, batch, known, dict(dims))
+    own_fixed = {name: size for name, size in fixed.items() if name in symbols(inputs)}
+    shapes = resolve(file.path, sized, given, batch, known, dict(dims), own_fixed)
     drawn = [each.name for each in inputs if each.name not in arrays]
     amounts = tuple(deciding_inputs(file.outline, drawn))
     if not (given or arrays or batch or dims):  # the device draws the inputs itself
@@ -170,11 +190,13 @@ def _entry(
     amounts: tuple[tuple[str, str], ...],
     inputs: File | None,
     threads: int,
+    execution: Execution | None,
 ) -> Entry:
     parts = [file.path]
     parts += [f"batch {batch}"] if batch else []
     parts += [f"{symbol}={size}" for symbol, size in dims]
     parts += [counted(threads, "thread")] if threads else []
+    parts += [execution.provider] if execution else []
     case = Case(shapes.dims, inputs, threads)
     model = Model(", ".join(parts), file.data, case, file.external)
-    return Entry(file, model, batch, dims, shapes.assumed, shapes.items, amounts)
+    return Entry(file, model, batch, dims, shapes.assumed, shapes.items, amounts, execution)

@@ -30,6 +30,7 @@ from esm_protos.messages import (
     MeasureSpec,
     Profile,
     RunOrder,
+    UsualLatencies,
 )
 from esm_protos.metrics import KNOWN, LATENCY, METRICS, NUMBERS, Metric
 from esm_protos.paces import Paces
@@ -126,7 +127,9 @@ class Result:
         threads = counted(self.threads, "thread")
         if self.own_threads:
             threads = "threads: as the provider chooses"
-        return f"fed {self.fed or 'nothing'} · {threads} · {self.spec.provider}"
+        changes = self.spec.session.changes().items()
+        session = [f"{name}={value}" for name, value in changes]
+        return " · ".join([f"fed {self.fed or 'nothing'}", threads, self.spec.provider, *session])
 
     @property
     def unusual(self) -> str | None:
@@ -196,6 +199,7 @@ class Result:
                 "batch": self.entry.batch,
                 "dims": dict(self.entry.dims),
                 "threads": self.threads,
+                "provider": self.entry.provider,
                 "shapes": {name: list(dims) for name, dims in case.shapes},
                 "inputs_sha256": self.entry.inputs_sha256,
             },
@@ -215,6 +219,7 @@ class Result:
             "samples_ms": (measured.latency_ns / 1e6).tolist(),
             "starts_ms": (measured.start_ns / 1e6).tolist(),
             "provider": self.spec.provider,
+            "provider_options": dict(self.spec.provider_options),
             "own_threads": self.own_threads,
             "ran_on": dict(measured.ran_on),
             "fallback": list(measured.fallback),
@@ -236,6 +241,7 @@ class DeviceTiming:
         starts_s: Start of each block after the first one's, s, by the host's clock.
         error: Error that prevented the timing or its further blocks; None if there was none.
         interrupted: Whether an interrupt cut the timing short.
+        providers: Execution provider of each block.
     """
 
     name: str
@@ -245,22 +251,34 @@ class DeviceTiming:
     starts_s: tuple[float, ...] = ()
     error: EsmError | None = None
     interrupted: bool = False
+    providers: tuple[str, ...] = ()
+
+    @cached_property
+    def usual(self) -> dict[str, UsualLatencies | None]:
+        """Usual latencies of the reference models on each execution provider."""
+        found: dict[str, list[BlockResult]] = {}
+        for provider, block in zip(self.providers, self.blocks, strict=True):
+            found.setdefault(provider, []).append(block)
+        return {name: common_usual_latencies(blocks) for name, blocks in found.items()}
 
     def to_json(self, words: Words = in_python) -> dict[str, Any]:
         info, blocks = self.info, self.blocks
-        usual = common_usual_latencies(blocks)
+        usual = {name: own and own.to_json() for name, own in self.usual.items()}
         trim = self.results[0].spec.trim if self.results else 0.0
         return {
             "info": info and {**asdict(info), "state": info.state.to_json()},
             "block_starts_s": list(self.starts_s),
             "states": [state.to_json() for state in self._states()],
             "references": [
-                {"block": number, **_reference(reference, start_s, trim)}
-                for number, (block, start_s) in enumerate(zip(blocks, self.starts_s, strict=True))
+                {"block": number, "provider": provider, **_reference(reference, start_s, trim)}
+                for number, (block, start_s, provider) in enumerate(
+                    zip(blocks, self.starts_s, self.providers, strict=True)
+                )
                 for reference in block.references
                 if reference.failure is None
             ],
-            "usual": usual and usual.to_json(),
+            "usual": next(iter(usual.values()), None),
+            "usual_by_provider": usual,
             "busy_s": sum(block.busy_ns for block in blocks) / 1e9 if blocks else None,
             "error": None if self.error is None else words(self.error.marked),
             "interrupted": self.interrupted,
@@ -333,9 +351,10 @@ class Timing:
     def results(self) -> tuple[Result, ...]:
         return tuple(result for device in self.devices for result in device.results)
 
-    def as_measured(self, device: DeviceTiming) -> bool:
-        """Return whether a device's latencies are as measured, and not at its usual pace."""
-        return self.raw or not self.spec.references or common_usual_latencies(device.blocks) is None
+    def as_measured(self, device: DeviceTiming) -> list[str]:
+        """Return the providers whose latencies are as measured, and not at the usual pace."""
+        everywhere = self.raw or not self.spec.references
+        return [name for name, usual in device.usual.items() if everywhere or usual is None]
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -373,14 +392,14 @@ def _within_devices(results: Sequence[Result], raw: bool) -> Iterator[Comparison
 
 
 def _alike(results: Sequence[Result], numbers: Sequence[int]) -> list[list[int]]:
-    """Return groups of results to compare: models in the same case (batch, sizes, threads).
+    """Return groups of results to compare: models in one case (batch, sizes, threads, provider).
 
     If no case has two models, all results are one group.
     """
     by_case: dict[object, list[int]] = {}
     for number in numbers:
         entry = results[number].entry
-        case = (entry.batch, entry.dims, entry.model.case.threads)
+        case = (entry.batch, entry.dims, entry.model.case.threads, entry.provider)
         by_case.setdefault(case, []).append(number)
     groups = list(by_case.values())
     return groups if any(len(group) > 1 for group in groups) else [list(numbers)]
@@ -405,7 +424,8 @@ def _against_fastest(
 
 def _ratio(one: Result, other: Result, raw: bool) -> Ratio:
     """Return the ratio of two results of one device."""
-    if one.spec.run_order is not RunOrder.INTERLEAVED:
+    in_one_block = one.spec.provider == other.spec.provider
+    if one.spec.run_order is not RunOrder.INTERLEAVED or not in_one_block:
         return _unpaired(one, other)
     found, shared = [], 0.0
     for a, b in zip(one.blocks, other.blocks, strict=True):

@@ -120,8 +120,12 @@ def time_models(
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
     meeting = _Meeting(len(devices))
     count = len(request)
+    parts = _by_provider(request, spec)
 
-    def measure(thread: _DeviceThread, name: str, profiler: Profiler, first: bool) -> _Measured:
+    def measure(
+        thread: _DeviceThread, name: str, profiler: Profiler, measured: list[_Measured], first: bool
+    ) -> None:
+        """Measure a block on each provider, and append what was measured until an interrupt."""
         profiler.reserve(f"time {counted(count, 'model')}", settings.wait)
 
         def report(progress: Progress) -> None:
@@ -129,15 +133,22 @@ def time_models(
             thread.may_finish = first and measuring and spec.run_order is RunOrder.INTERLEAVED
             watcher.on_progress(name, progress)
 
-        return _measure(
-            profiler,
-            request,
-            spec,
-            first,
-            settings.profile_runs if first else 0,
-            report,
-            thread.submitted,
-        )
+        device = profiler.device_info()
+        specs = _supported(device, [part.spec for part in parts])
+        for part, own in zip(parts, specs, strict=True):
+            if measured and thread.stopping.is_set():
+                return
+            measured.append(
+                _measure(
+                    profiler,
+                    part.entries,
+                    own,
+                    first,
+                    settings.profile_runs if first else 0,
+                    report,
+                    thread.submitted,
+                )
+            )
 
     def time_device(thread: _DeviceThread, name: str) -> DeviceTiming:
         measured: list[_Measured] = []
@@ -154,7 +165,7 @@ def time_models(
                 with thread.connected() as profiler:
                     if not number:
                         meeting.arrive(name, profiler)
-                    measured.append(measure(thread, name, profiler, first=not number))
+                    measure(thread, name, profiler, measured, first=not number)
             except EsmError as caught:
                 if measured and thread.stopping.is_set():
                     break
@@ -162,7 +173,7 @@ def time_models(
                     raise
                 error = caught  # the earlier blocks are kept
                 break
-        timing = _device_timing(name, request, spec, measured, settings.raw)
+        timing = _device_timing(name, request, measured, settings.raw)
         return replace(timing, error=error, interrupted=thread.stopping.is_set())
 
     threads = [_DeviceThread(name, connect, time_device, meeting) for name in devices]
@@ -205,7 +216,45 @@ def time_block(
         DeviceError: the device is unreachable or refuses.
     """
     measured = _measure(profiler, request, spec, peak_memory, profile_runs, on_progress, on_submit)
-    return _device_timing(name, request, spec, [measured], raw=False)
+    return _device_timing(name, request, [measured], raw=False)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Entries of one execution provider. They are a block of their own.
+
+    So no provider's threads or memory disturb another's models, and the pace of a block is that of
+    its provider.
+    """
+
+    spec: MeasureSpec
+    entries: tuple[Entry, ...]
+
+
+def _by_provider(request: Sequence[Entry], spec: MeasureSpec) -> list[_Part]:
+    entries: dict[MeasureSpec, list[Entry]] = {}
+    for entry in request:
+        own = spec
+        if (execution := entry.execution) is not None:
+            own = replace(spec, provider=execution.provider, provider_options=execution.options)
+        entries.setdefault(own, []).append(entry)
+    return [_Part(own, tuple(found)) for own, found in entries.items()]
+
+
+def _supported(device: DeviceInfo, specs: Sequence[MeasureSpec]) -> list[MeasureSpec]:
+    """Return the specs for a device; of several, those without a fallback allow none.
+
+    Raises:
+        UsageError: the device does not support a spec.
+    """
+    may_fall_back = [device.provider(spec.provider).may_fall_back for spec in specs]
+    found = [
+        replace(spec, allow_fallback=False) if any(may_fall_back) and not own else spec
+        for spec, own in zip(specs, may_fall_back, strict=True)
+    ]
+    for spec in found:
+        check_spec(device, spec)
+    return found
 
 
 @dataclass(frozen=True)
@@ -213,11 +262,15 @@ class _Measured:
     """Measured block.
 
     Attributes:
+        entries: Models and their cases, in the block's order.
+        spec: Settings of the block.
         info: Facts of the device.
         block: Result of the block.
         began: Approximate time of the first run, by the host's monotonic clock, s.
     """
 
+    entries: Sequence[Entry]
+    spec: MeasureSpec
     info: DeviceInfo
     block: BlockResult
     began: float
@@ -250,7 +303,7 @@ def _measure(
         result = pending.result(report)
     finally:
         pending.cancel()
-    return _Measured(info, result, began[0] if began else time.monotonic())
+    return _Measured(request, spec, info, result, began[0] if began else time.monotonic())
 
 
 class _Meeting:
@@ -403,34 +456,44 @@ def _wait(threads: Sequence[_DeviceThread]) -> None:
 
 
 def _device_timing(
-    name: str,
-    request: Sequence[Entry],
-    spec: MeasureSpec,
-    measured: Sequence[_Measured],
-    raw: bool,
+    name: str, request: Sequence[Entry], measured: Sequence[_Measured], raw: bool
 ) -> DeviceTiming:
-    info, blocks = measured[0].info, tuple(each.block for each in measured)
-    starts_s = tuple(each.began - measured[0].began for each in measured)
-    results = _results(name, request, spec, blocks, starts_s, info, raw)
-    return DeviceTiming(name, results, info, blocks, starts_s)
+    origin = measured[0].began
+    found: dict[str, Result] = {}
+    for provider in dict.fromkeys(each.spec.provider for each in measured):
+        own = [each for each in measured if each.spec.provider == provider]
+        found |= {result.name: result for result in _results(name, own, origin, raw)}
+    return DeviceTiming(
+        name,
+        tuple(found[id_] for entry in request if (id_ := entry.model.model_id) in found),
+        measured[0].info,
+        tuple(each.block for each in measured),
+        tuple(each.began - origin for each in measured),
+        providers=tuple(each.spec.provider for each in measured),
+    )
 
 
 def _results(
-    name: str,
-    request: Sequence[Entry],
-    spec: MeasureSpec,
-    blocks: Sequence[BlockResult],
-    starts_s: Sequence[float],
-    info: DeviceInfo,
-    raw: bool,
+    name: str, measured: Sequence[_Measured], origin: float, raw: bool
 ) -> tuple[Result, ...]:
+    """Return the results of the blocks of one provider.
+
+    Args:
+        name: Name of the device.
+        measured: Blocks, in time order.
+        origin: Start of the device's first block, by the host's monotonic clock, s.
+        raw: Whether latencies are as measured.
+    """
+    request, spec, info = measured[0].entries, measured[0].spec, measured[0].info
+    blocks = [each.block for each in measured]
+    starts_s = [each.began - origin for each in measured]
     usual = common_usual_latencies(blocks)
     estimated = []
     evidence: list[list[tuple[Verdict, str]]] = []
     for block in blocks:
-        measured = [m for m in block.measurements if m.failure is None]
-        estimate = estimate_measured(measured, spec, block.references, usual)
-        ids = (m.model_id for m in measured)
+        ran = [m for m in block.measurements if m.failure is None]
+        estimate = estimate_measured(ran, spec, block.references, usual)
+        ids = (m.model_id for m in ran)
         estimated.append((estimate, dict(zip(ids, estimate.models, strict=True))))
         missing = spec.references and not (block.references or raw)
         evidence.append(
@@ -451,11 +514,11 @@ def _results(
             )
             continue
         latencies = tuple(
-            _latency(measured, *each, raw)
-            for measured, each in zip(measurements, estimated, strict=True)
+            _latency(own, *each, raw) for own, each in zip(measurements, estimated, strict=True)
         )
         pooled = pool([each.estimate for each in latencies])
         threads = 1 if own_threads else entry.model.case.threads or spec.threads
+        threads = max(threads, spec.session.inter_op)
         judgement = judge_number(
             pooled.interval,
             spec.precision,

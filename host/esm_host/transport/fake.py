@@ -97,6 +97,7 @@ class FakeProfiler(Profiler):
         session_spread: Relative standard deviation between the sessions of a model.
         references: Reference models of the agent; older agents have none.
         providers: Execution providers. Those that may fall back have their own memory.
+        session_settings: Whether it knows settings of sessions; older agents do not.
     """
 
     def __init__(
@@ -115,7 +116,9 @@ class FakeProfiler(Profiler):
         session_spread: float = 0.0,
         references: Sequence[Reference] = REFERENCES,
         providers: Sequence[ProviderInfo] = (ProviderInfo("cpu", _CPU),),
+        session_settings: bool = True,
     ) -> None:
+        self._session_settings = session_settings
         self._references = references
         self._latency = latency
         self._pace = pace
@@ -161,6 +164,7 @@ class FakeProfiler(Profiler):
                 max_cache_bytes=self._cache_bytes,
             ),
             state=DeviceState(at_ns=0, memory_available_bytes=self._memory_bytes),
+            session_settings=self._session_settings,
         )
 
     def reserve(self, purpose: str, wait: bool = True) -> Standing:
@@ -223,6 +227,8 @@ class FakeProfiler(Profiler):
             raise DeviceError(reason)
         try:
             self._provider(block).complete(block.spec.provider_options)
+            if reason := block.spec.session.refusal():
+                raise OptionError(reason)
         except OptionError as error:
             raise InvalidRequestError(f"{self._hostname} refused: {error}") from error
 

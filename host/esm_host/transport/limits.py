@@ -14,6 +14,7 @@ from esm_host.errors import UsageError
 from esm_protos.graphs import too_large
 from esm_protos.messages import DeviceInfo, Limits, MeasureSpec, Model
 from esm_protos.providers import OptionError
+from esm_protos.session_settings import SessionSettings
 from esm_protos.text import counted
 from esm_protos.v1 import onnx_view_pb2
 
@@ -40,6 +41,7 @@ def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
             f"{spec.provider}, which runs every node: leave it out"
         )
     check_threads(device, [spec.threads])
+    check_session(device, spec.session)
     longest = device.limits.max_block_s
     if max(spec.max_block_s, spec.min_block_s) > longest:
         raise UsageError(
@@ -48,7 +50,25 @@ def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
         )
 
 
-def check_threads(device: DeviceInfo, counts: Iterable[int]) -> None:
+def check_session(device: DeviceInfo, settings: SessionSettings) -> None:
+    """Check that the device applies settings of sessions.
+
+    Raises:
+        UsageError: its agent is too old, an entry is refused, or there are too many threads.
+    """
+    if changes := settings.changes():
+        if not device.session_settings:
+            given = ", ".join(f"{name}={value}" for name, value in changes.items())
+            raise UsageError(
+                f"session settings ({given}): the device's agent is too old for them, upgrade "
+                "esm-profiler there"
+            )
+        if reason := settings.refusal(argument):
+            raise UsageError(f"{argument('session_options')} {reason}")
+    check_threads(device, [settings.inter_op], "inter_op")
+
+
+def check_threads(device: DeviceInfo, counts: Iterable[int], name: str = "threads") -> None:
     """Check numbers of threads against the device's processors.
 
     Raises:
@@ -59,7 +79,7 @@ def check_threads(device: DeviceInfo, counts: Iterable[int]) -> None:
     for threads in counts:
         if threads > most:
             raise UsageError(
-                f"{argument('threads')} {threads}: the device has "
+                f"{argument(name)} {threads}: the device has "
                 f"{counted(processors, 'processor', '.3g')}, give {int(processors)}, or {most} at "
                 "most"
             )

@@ -77,7 +77,7 @@ class GetDeviceInfoRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation", "cpu_quota", "time_unix_s", "instance", "metrics", "provider_table", "unusable_providers")
+    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation", "cpu_quota", "time_unix_s", "instance", "metrics", "provider_table", "unusable_providers", "session_settings")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,7 @@ class DeviceInfo(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_TABLE_FIELD_NUMBER: _ClassVar[int]
     UNUSABLE_PROVIDERS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_SETTINGS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     agent_version: str
     hostname: str
@@ -120,7 +121,8 @@ class DeviceInfo(_message.Message):
     metrics: _containers.RepeatedCompositeFieldContainer[Metric]
     provider_table: _containers.RepeatedCompositeFieldContainer[Provider]
     unusable_providers: _containers.RepeatedCompositeFieldContainer[Provider]
-    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ..., cpu_quota: _Optional[float] = ..., time_unix_s: _Optional[float] = ..., instance: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., provider_table: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ..., unusable_providers: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ...) -> None: ...
+    session_settings: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ..., cpu_quota: _Optional[float] = ..., time_unix_s: _Optional[float] = ..., instance: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., provider_table: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ..., unusable_providers: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ..., session_settings: bool = ...) -> None: ...
 
 class Provider(_message.Message):
     __slots__ = ("name", "runtime_name", "options", "identity", "may_fall_back", "version", "vendor", "kind", "problem", "open_options", "threads_option", "chooses_threads")
@@ -394,7 +396,7 @@ class UploadReply(_message.Message):
     def __init__(self) -> None: ...
 
 class MeasureSpec(_message.Message):
-    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s", "min_block_s", "tf32", "cuda_graph", "allow_fallback", "short_visits", "min_rounds", "references", "sessions", "long_visits", "provider_options")
+    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s", "min_block_s", "tf32", "cuda_graph", "allow_fallback", "short_visits", "min_rounds", "references", "sessions", "long_visits", "provider_options", "session")
     class ProviderOptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -423,6 +425,7 @@ class MeasureSpec(_message.Message):
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     LONG_VISITS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     protocol: Protocol
     runs: int
     runs_per_visit: int
@@ -444,7 +447,36 @@ class MeasureSpec(_message.Message):
     sessions: int
     long_visits: int
     provider_options: _containers.ScalarMap[str, str]
-    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ..., min_block_s: _Optional[float] = ..., tf32: bool = ..., cuda_graph: bool = ..., allow_fallback: bool = ..., short_visits: bool = ..., min_rounds: _Optional[int] = ..., references: bool = ..., sessions: _Optional[int] = ..., long_visits: _Optional[int] = ..., provider_options: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    session: SessionSettings
+    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ..., min_block_s: _Optional[float] = ..., tf32: bool = ..., cuda_graph: bool = ..., allow_fallback: bool = ..., short_visits: bool = ..., min_rounds: _Optional[int] = ..., references: bool = ..., sessions: _Optional[int] = ..., long_visits: _Optional[int] = ..., provider_options: _Optional[_Mapping[str, str]] = ..., session: _Optional[_Union[SessionSettings, _Mapping]] = ...) -> None: ...
+
+class SessionSettings(_message.Message):
+    __slots__ = ("opt_level", "execution_mode", "inter_op", "session_options", "free_dims")
+    class SessionOptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class FreeDimsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    OPT_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    EXECUTION_MODE_FIELD_NUMBER: _ClassVar[int]
+    INTER_OP_FIELD_NUMBER: _ClassVar[int]
+    SESSION_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    FREE_DIMS_FIELD_NUMBER: _ClassVar[int]
+    opt_level: str
+    execution_mode: str
+    inter_op: int
+    session_options: _containers.ScalarMap[str, str]
+    free_dims: _containers.ScalarMap[str, int]
+    def __init__(self, opt_level: _Optional[str] = ..., execution_mode: _Optional[str] = ..., inter_op: _Optional[int] = ..., session_options: _Optional[_Mapping[str, str]] = ..., free_dims: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class BlockHeader(_message.Message):
     __slots__ = ("protocol_version", "block_id", "spec", "models", "lease_id", "peak_memory", "profile_runs")

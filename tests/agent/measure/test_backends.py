@@ -17,6 +17,7 @@ from esm_agent.providers.cpu import CpuProvider
 from esm_models.graph import WEIGHTLESS_LOCATION
 from esm_models.spaces import load_space
 from esm_protos.messages import Case, FailureKind, Input, MeasureSpec
+from esm_protos.session_settings import OPT_LEVELS, SessionSettings
 from esm_protos.weights import draw_weights
 from tests.helpers import smallest
 
@@ -165,3 +166,87 @@ def test_a_models_own_threads_go_before_the_blocks_and_do_not_spin_beside_others
     assert options.intra_op_num_threads == threads
     if stops:
         assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[onnxruntime.SessionOptions]:
+    """Options of the sessions that are created."""
+    found: list[onnxruntime.SessionOptions] = []
+    real = onnxruntime.InferenceSession
+
+    def spy(path, options, providers):
+        found.append(options)
+        return real(path, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    return found
+
+
+@pytest.mark.parametrize("level", OPT_LEVELS)
+def test_every_level_is_the_runtimes(tmp_path: Path, seen: list, level: str) -> None:
+    session = SessionSettings(level)
+    CpuProvider().load(save(tmp_path, identity(TensorProto.FLOAT)), MeasureSpec(session=session))
+    (options,) = seen
+    suffix = "DISABLE_ALL" if level == "disable" else f"ENABLE_{level.upper()}"
+    assert options.graph_optimization_level.name == f"ORT_{suffix}"
+
+
+def test_a_level_that_an_older_runtime_lacks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Levels:
+        ORT_ENABLE_ALL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+
+    monkeypatch.setattr(onnxruntime, "GraphOptimizationLevel", Levels)
+    spec = MeasureSpec(session=SessionSettings("layout"))
+    with pytest.raises(ModelError, match=r"^opt_level layout: onnxruntime .* has no such level"):
+        CpuProvider().load(save(tmp_path, identity(TensorProto.FLOAT)), spec)
+
+
+@pytest.mark.parametrize(("inter_op", "threads"), [(3, 3), (0, 2)])
+def test_parallel_nodes_have_threads(
+    tmp_path: Path, seen: list, monkeypatch: pytest.MonkeyPatch, inter_op: int, threads: int
+) -> None:
+    monkeypatch.setattr(backends, "usable_cpus", lambda: (0, 1))
+    model = save(tmp_path, identity(TensorProto.FLOAT))
+    CpuProvider().load(model, SPEC)
+    session = SessionSettings(execution_mode="parallel", inter_op=inter_op)
+    CpuProvider().load(model, MeasureSpec(session=session))
+    plain, parallel = seen
+    assert (plain.execution_mode.name, plain.inter_op_num_threads) == ("ORT_SEQUENTIAL", 1)
+    told = parallel.execution_mode.name, parallel.inter_op_num_threads
+    assert told == ("ORT_PARALLEL", threads)
+    assert parallel.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_a_given_entry_goes_before_those_of_the_agent_and_the_provider(
+    tmp_path: Path, seen: list
+) -> None:
+    class Own(CpuProvider):
+        def configure(self, session, options):
+            session.add_session_config_entry("session.intra_op.allow_spinning", "1")
+
+    entries = {"session.force_spinning_stop": "0", "session.intra_op.allow_spinning": "0"}
+    spec = MeasureSpec(threads=2, session=SessionSettings(session_options=entries))
+    Own().load(save(tmp_path, identity(TensorProto.FLOAT)), spec)
+    (options,) = seen
+    assert {name: options.get_session_config_entry(name) for name in entries} == entries
+
+
+def test_a_free_dimension_is_fixed_for_the_runtime(tmp_path: Path) -> None:
+    model = save(tmp_path, identity(TensorProto.FLOAT))
+    fixed = MeasureSpec(session=SessionSettings(free_dims={"n": 3, "unknown": 4}))
+    assert CpuProvider().load(model, fixed).feed.inputs == (Input("x", "float32", (3, 2)),)
+    with pytest.raises(ModelError, match="the model takes 3x2, given 4x2"):
+        first_run(CpuProvider().load(replace(model, case=Case((("x", (4, 2)),))), fixed))
+
+
+def test_entries_are_to_blame_only_where_the_model_loads_without_them(tmp_path: Path) -> None:
+    entries = {"session.dynamic_block_base": "many"}
+    spec = MeasureSpec(session=SessionSettings(session_options=entries))
+    with pytest.raises(ModelError, match=r"refuses the session options .*_base=many: ") as caught:
+        CpuProvider().load(save(tmp_path, identity(TensorProto.FLOAT)), spec)
+    assert caught.value.failure.kind is FailureKind.INVALID_INPUT
+    with pytest.raises(ModelError) as caught:
+        CpuProvider().load(save(tmp_path, identity(TensorProto.FLOAT, "Nothing")), spec)
+    assert caught.value.failure.kind is FailureKind.UNSUPPORTED_OP

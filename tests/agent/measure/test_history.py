@@ -11,12 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from esm_agent.measure import history
 from esm_agent.measure.history import KEPT_S, MOMENT_S, HistoryFile, conditions
+from esm_agent.measure.references import reference_models
 from esm_protos.messages import MeasureSpec
 from esm_protos.providers import ProviderInfo, ProviderOption
+from esm_protos.session_settings import SessionSettings
 from tests.agent.fake_roots import laptop, pi4
 
 HERE = {"runtime": "onnxruntime 1.23", "threads": "1"}
@@ -226,6 +229,32 @@ def test_settings_of_block_and_device_make_conditions(tmp_path: Path) -> None:
     assert len({json.dumps(each) for each in found}) == len(found)
     again = conditions("ort 1", MeasureSpec(runs=7, seed=3, precision=0.1), cpu, root=roots[0])
     assert again == found[-1], "how long a block takes is no condition"
+
+
+def test_settings_of_sessions_make_conditions() -> None:
+    cpu = ProviderInfo("cpu")
+    sessions = [
+        SessionSettings(),
+        SessionSettings("basic"),
+        SessionSettings(execution_mode="parallel"),
+        SessionSettings(execution_mode="parallel", inter_op=2),
+        SessionSettings(session_options={"session.disable_prepacking": "1"}),
+    ]
+    found = [conditions("ort 1", MeasureSpec(session=each), cpu)["settings"] for each in sessions]
+    assert found == [
+        "",
+        "session:opt_level=basic",
+        "session:execution_mode=parallel",
+        "session:execution_mode=parallel session:inter_op=2",
+        "session:session.disable_prepacking=1",
+    ], "the first as older versions wrote it"
+    fixed = MeasureSpec(session=SessionSettings(free_dims={"N": 8}))
+    assert conditions("ort 1", fixed, cpu)["settings"] == "", "reference models have none"
+    for model in reference_models():
+        inputs = onnx.load(model.path, load_external_data=False).graph.input
+        dims = [dim for given in inputs for dim in given.type.tensor_type.shape.dim]
+        assert dims
+        assert not any(dim.dim_param for dim in dims)
 
 
 def _write(path: Path, number: int, lines: int) -> None:

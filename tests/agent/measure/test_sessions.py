@@ -19,6 +19,7 @@ from esm_agent.measure.timing import Samples, interleaved
 from esm_agent.measure.worker import Worker
 from esm_agent.providers import make_provider
 from esm_protos.messages import BlockResult, FailureKind, MeasureSpec, Progress
+from esm_protos.session_settings import SessionSettings
 from esm_protos.statistics import MIN_ROUNDS
 
 
@@ -268,3 +269,18 @@ def test_a_new_session_finds_the_old_one_gone(tmp_path: Path) -> None:
     before = loaded[0].load_ns, loaded[0].first_run_ns
     assert sessions.renew(job, 0, loaded) is None
     assert (loaded[0].load_ns, loaded[0].first_run_ns) == before
+
+
+def test_other_session_settings_are_another_session(tmp_path: Path) -> None:
+    """Models in two blocks in a row share a session only if it was made in the same way."""
+    path = tmp_path / "m.onnx"
+    path.write_text("m")
+    backend = Small(room=99)
+    sessions = Sessions({"cpu": backend}, time.perf_counter_ns, PeakMemory())
+    made: list[object] = []
+    for level in ("all", "basic", "all"):
+        spec = MeasureSpec(references=True, session=SessionSettings(level))
+        job = Job(spec, {0: UploadedModel("m", path)}, references=reference_models())
+        loaded, _ = sessions.load(job, lambda index, share: None)
+        made += [loaded[0].run, sessions.references(job)["large"].run]
+    assert len({id(each) for each in made}) == len(made)

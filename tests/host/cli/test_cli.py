@@ -598,6 +598,64 @@ def test_a_campaign_from_before_providers_had_options_goes_on(
     assert_refused(refused, 2, "measured with --ep-option tf32=1, not --ep-option tf32=0")
 
 
+def test_a_campaign_keeps_its_session_settings(fake: FakeProfiler, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    entry = ["--session-option", "session.set_denormal_as_zero=1"]
+    options = ["--opt-level", "basic", *entry, "--target-accuracy", 1, "--run", run]
+    assert esm_host("profile", *QUICK, *options).exit_code == 0
+    told = {(b.spec.session.opt_level, *b.spec.session.session_options) for b in fake.blocks}
+    assert told == {("basic", "session.set_denormal_as_zero")}
+    again = ["profile", "--run", run, "--resume", "--target-accuracy", 1]
+    assert esm_host(*again).exit_code == 0
+    assert esm_host(*again, "--opt-level", "basic").exit_code == 0
+    refused = esm_host(*again, "--opt-level", "all")
+    assert_refused(refused, 2, "measured with --opt-level basic, not --opt-level all")
+    refused = esm_host(*again, "--session-option", "session.x=1")
+    assert_refused(refused, 2, "--session-option session.set_denormal_as_zero=1, not")
+
+
+def test_a_campaign_from_before_session_settings_has_the_defaults(
+    fake: FakeProfiler, tmp_path: Path
+) -> None:
+    run = tmp_path / "r"
+    assert esm_host("profile", *QUICK, "--target-accuracy", 1, "--run", run).exit_code == 0
+    names = ("opt_level", "execution_mode", "inter_op", "session_options", "free_dims")
+
+    def older(value: dict) -> dict:
+        return {name: each for name, each in value.items() if name not in names}
+
+    settings = run / "settings.json"
+    data = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**data, "spec": older(data["spec"])}))
+    with closing(sqlite3.connect(run / "store.sqlite")) as store, store:
+        ((text,),) = store.execute("select value from facts where key = 'campaign'").fetchall()
+        assert older(json.loads(text)) != json.loads(text)
+        kept = json.dumps(older(json.loads(text)))
+        store.execute("update facts set value = ? where key = 'campaign'", (kept,))
+    again = ["profile", "--run", run, "--resume", "--target-accuracy", 1]
+    assert esm_host(*again).exit_code == 0
+    refused = esm_host(*again, "--opt-level", "basic")
+    assert_refused(refused, 2, "measured with --opt-level all, not --opt-level basic")
+
+
+def test_a_store_refuses_other_session_settings(fake: FakeProfiler, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    assert esm_host("profile", *QUICK, "--target-accuracy", 1, "--run", run).exit_code == 0
+    settings = run / "settings.json"
+    data = json.loads(settings.read_text())
+    data["spec"]["opt_level"] = "basic"
+    settings.write_text(json.dumps(data))
+    resumed = esm_host("profile", "--run", run, "--resume", "--target-accuracy", 1)
+    assert_refused(resumed, 2, "measured with other settings (opt_level)")
+
+
+def test_a_dimension_that_the_space_lacks_is_refused(fake: FakeProfiler, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    refused = esm_host("profile", *QUICK, "--free-dim", "N=1", "--run", run)
+    assert_refused(refused, 2, "--free-dim: unknown dimension 'N'", "the inputs name none")
+    assert fake.blocks == []
+
+
 def test_numbers_of_more_threads_than_processors_say_so(fake: FakeProfiler, tmp_path: Path) -> None:
     run = tmp_path / "r"
     options = ["--threads", 2, "--target-accuracy", 1, "--run", run]

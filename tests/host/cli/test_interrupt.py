@@ -120,3 +120,32 @@ def test_in_python_the_interrupt_has_the_timing(agent: str, model: Path) -> None
     assert isinstance(caught.value, esm_host.TimingInterrupt)
     assert caught.value.timing.interrupted
     assert caught.value.timing.results()["runs"].tolist() > [0]
+
+
+OTHER = """
+from esm_agent.providers.cpu import CpuProvider
+
+class Other(CpuProvider):
+    name = "other"
+"""
+
+
+def test_providers_after_the_interrupt_are_left_out(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.py"
+    path.write_text(OTHER)
+    server = AgentServer("127.0.0.1", 0, providers=[f"{path}:Other"])
+    try:
+        with pytest.raises(esm_host.TimingInterrupt) as caught:
+            esm_host.time(
+                model,
+                f"127.0.0.1:{server.port}",
+                provider=["other", "cpu"],
+                precision_percent=0.001,
+                max_time_s=120,
+                on_progress=interrupt_at(State.MEASURING),
+            )
+    finally:
+        server.stop()
+    timing = caught.value.timing
+    assert timing.results()["provider"].tolist() == ["other"]
+    assert timing.results()["runs"].tolist() > [0]

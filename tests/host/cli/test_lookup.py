@@ -292,3 +292,19 @@ def test_json_alone_on_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0
     assert len(json.loads(result.stdout)["parts"]) == 10
     assert result.stderr == ""
+
+
+def test_a_table_is_of_its_session_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    profiler = FakeProfiler(lambda model: 1.0)
+    monkeypatch.setattr(devices, "connect", lambda device: profiler)
+    out = tmp_path / "table.json"
+    asked = ["--space", SCOPED, "--resolution", 32, "--runs", 20]
+    done = esm_host_lookup(*asked, "--opt-level", "basic", "--json", out)
+    assert done.exit_code == 0, done.output
+    assert {block.spec.session.opt_level for block in profiler.blocks} == {"basic"}
+    assert json.loads(out.read_text())["context"]["spec"]["opt_level"] == "basic"
+    refused = esm_host_lookup(*asked, "--free-dim", "N=1")
+    assert refused.exit_code == 2
+    assert "--free-dim: unknown dimension 'N': the inputs name none" in refused.stderr

@@ -9,6 +9,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,12 @@ from esm_host.errors import UnreachableError
 from esm_host.evaluation.verdict import missing_references_evidence
 from esm_host.timing import timing_spec
 from esm_host.transport import devices
+from esm_host.transport.base import OnProgress
 from esm_host.transport.fake import FakeProfiler
 from esm_models.spaces import load_space
 from esm_protos.messages import (
+    Block,
+    BlockResult,
     Case,
     DeviceInfo,
     DeviceState,
@@ -44,6 +48,7 @@ from esm_protos.messages import (
 )
 from esm_protos.older_peers import provider_table
 from esm_protos.providers import ProviderInfo
+from esm_protos.session_settings import SessionSettings
 from esm_protos.statistics import MIN_ROUNDS, trimmed_mean
 from tests.helpers import smallest
 
@@ -408,6 +413,7 @@ def test_a_sweep_is_one_block_of_all_cases(fake: FakeProfiler, dynamic: Path) ->
             "batch": batch,
             "dims": {},
             "threads": threads,
+            "provider": None,
             "shapes": {"x": [batch, 3, 16, 16]},
             "inputs_sha256": None,
         }
@@ -829,7 +835,7 @@ def test_a_provider_that_chooses_its_threads_is_said_to(fake: FakeProfiler, mode
             ["--ep-option", "x=1"],
             ["--ep-option x=1", "unknown option 'x' of the provider cpu: it has none"],
         ),
-        (["--ep-option", "x"], ["--ep-option x: give NAME=VALUE"]),
+        (["--ep-option", "x"], ["--ep-option x: give KEY=VALUE"]),
         (["--ep-option", "x=1", "--ep-option", "x=1"], ["--ep-option x=1: x is given twice"]),
         (["--json", "no/such/folder/out.json"], ["--json", "no folder no/such/folder"]),
         (["--json", "/"], ["--json / is a folder"]),
@@ -1045,3 +1051,250 @@ def test_sizes_and_pointers_are_called_what_they_are(
     pointer = tmp_path / "x.npz"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     assert_refused(esm_host_time(dynamic, "--input", pointer), 2, "git")
+
+
+# Several execution providers, and settings of sessions
+
+
+@pytest.fixture
+def two_providers(fake: FakeProfiler) -> FakeProfiler:
+    npu = ProviderInfo("npu", "NpuExecutionProvider", open_options=True, may_fall_back=True)
+    fake.providers = (ProviderInfo("cpu", "CPUExecutionProvider"), npu)
+    return fake
+
+
+@pytest.mark.parametrize("given", [["--ep", "cpu,npu"], ["--ep", "cpu", "--ep", "npu"]])
+def test_each_provider_is_a_case_in_a_block_of_its_own(
+    two_providers: FakeProfiler, dynamic: Path, given: list[str]
+) -> None:
+    options = [*given, "--ep-option", "npu:a=1", "--batch", "1,8", "--runs", 40, "--json", "-"]
+    result = esm_host_time(dynamic, *options)
+    assert result.exit_code == 0, result.stderr
+    blocks = two_providers.blocks
+    assert [(b.spec.provider, b.spec.provider_options) for b in blocks] == [
+        ("cpu", {}),
+        ("npu", {"a": "1"}),
+    ]
+    assert [[m.case.shapes[0][1][0] for m in block.models] for block in blocks] == [[1, 8]] * 2
+    data = json.loads(result.stdout)
+    told = [
+        (r["case"]["batch"], r["case"]["provider"], r["provider"], r["provider_options"])
+        for r in data["results"]
+    ]
+    assert told == [
+        (1, "cpu", "cpu", {}),
+        (1, "npu", "npu", {"a": "1"}),
+        (8, "cpu", "cpu", {}),
+        (8, "npu", "npu", {"a": "1"}),
+    ]
+    device = data["context"]["devices"]["local"]
+    assert device["usual_by_provider"].keys() == {"cpu", "npu"}
+    assert len(device["block_starts_s"]) == 2
+    paired = [c["paired"] for c in data["comparisons"]]
+    assert paired.count(True) == 1, "only cases of one block are compared in pairs"
+
+
+def test_tables_and_csv_name_the_provider(
+    two_providers: FakeProfiler, model: Path, tmp_path: Path
+) -> None:
+    result = esm_host_time(model, "--ep", "cpu,npu", "--runs", 40, "--csv", tmp_path / "t.csv")
+    heading, *rows = rows_of(result.stdout)
+    assert heading.split()[:3] == ["model", "provider", "latency_ms"]
+    assert [row.split()[1] for row in rows] == ["cpu", "npu"]
+    with (tmp_path / "t.csv").open() as lines:
+        assert [row["provider"] for row in csv.DictReader(lines)] == ["cpu", "npu"]
+    alone = esm_host_time(model, "--ep", "npu", "--runs", 40, "--json", "-")
+    (entry,) = json.loads(alone.stdout)["results"]
+    assert (entry["case"]["provider"], entry["provider"]) == (None, "npu")
+
+
+def test_usual_latencies_and_frames_are_of_each_provider(
+    monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    class Device(FakeProfiler):
+        """Has usual latencies for ``cpu`` only."""
+
+        def answer(self, block: Block, on_progress: OnProgress) -> BlockResult:
+            result = super().answer(block, on_progress)
+            return result if block.spec.provider == "cpu" else replace(result, usual=None)
+
+    device = Device(fake_latency, providers=(ProviderInfo("cpu"), ProviderInfo("npu")))
+    monkeypatch.setattr(devices, "connect", lambda name: device)
+    timing = esm_host.time(str(model), provider=["cpu", "npu"], runs=40)
+    entry = timing.devices["local"]
+    assert [each and each["moments"] > 0 for each in entry["usual_by_provider"].values()] == [
+        True,
+        None,
+    ]
+    assert {(each["block"], each["provider"]) for each in entry["references"]} == {
+        (0, "cpu"),
+        (1, "npu"),
+    }
+    assert timing.names == ["model.onnx · cpu", "model.onnx · npu"]
+    assert timing.results()["provider"].tolist() == ["cpu", "npu"]
+    paces = timing.paces()
+    assert paces.groupby("block")["usual"].all().tolist() == [True, False]
+    told = esm_host_time(model, "--ep", "cpu,npu", "--runs", 40)
+    assert "  latency on npu as measured, not at the device's usual pace" in told.stdout
+    assert esm_host_time(model, "--runs", 40).stdout.count("as measured") == 0
+
+
+def test_a_model_that_one_provider_refuses_is_its_outcome(
+    monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    class Device(FakeProfiler):
+        def answer(self, block: Block, on_progress: OnProgress) -> BlockResult:
+            result = super().answer(block, on_progress)
+            if block.spec.provider == "cpu":
+                return result
+            failed = Measurement.failed(
+                block.models[0].model_id, FailureKind.UNSUPPORTED_OP, "no such operator"
+            )
+            return replace(result, measurements=(failed,))
+
+    providers = (ProviderInfo("npu"), ProviderInfo("cpu"))
+    device = Device(fake_latency, references=(), providers=providers)
+    monkeypatch.setattr(devices, "connect", lambda name: device)
+    result = esm_host_time(model, "--ep", "npu,cpu", "--runs", 40)
+    assert result.exit_code == 1
+    assert "npu  unsupported_op" in result.stdout
+    assert f"warning: {model}, npu: unsupported_op: no such operator" in result.stderr
+    assert len(rows_of(result.stdout)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--ep", "cpu,tpu"], ["--ep: unknown execution provider 'tpu'", "choose cpu, npu"]),
+        (["--ep", "cpu,cpu"], ["--ep cpu,cpu: give each provider once"]),
+        (["--ep", "cpu,npu", "--ep-option", "a=1"], ["--ep-option a=1", "give cpu:a=1"]),
+        (["--ep", "cpu,npu", "--ep-option", "x:a=1"], ["'x' is not in --ep cpu,npu"]),
+        (["--ep", "cpu,npu", "--ep-option", "cpu:a=1"], ["unknown option 'a' of the provider cpu"]),
+    ],
+)
+def test_providers_and_options_are_checked_before_anything_is_measured(
+    two_providers: FakeProfiler, model: Path, options: list[str], words: list[str]
+) -> None:
+    assert_refused(esm_host_time(model, *options), 2, *words)
+    assert two_providers.blocks == []
+
+
+def test_fallback_is_allowed_where_there_is_one(two_providers: FakeProfiler, model: Path) -> None:
+    options = ["--ep", "cpu,npu", "--allow-fallback", "--runs", 30]
+    assert esm_host_time(model, *options).exit_code == 0
+    assert [block.spec.allow_fallback for block in two_providers.blocks] == [False, True]
+
+
+def test_the_time_of_a_block_is_that_of_its_models(
+    two_providers: FakeProfiler, dynamic: Path
+) -> None:
+    esm_host_time(dynamic, "--ep", "cpu,npu", "--batch", "1,8")
+    assert [block.spec.max_block_s for block in two_providers.blocks] == [22, 22]
+
+
+@pytest.mark.parametrize("command", ["profile", "transfer", "lookup"])
+def test_commands_that_take_one_provider_say_so(fake: FakeProfiler, command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--ep", "cpu", "--ep", "npu"])
+    assert_refused(result, 2, "--ep cpu,npu: this command measures on one execution provider")
+
+
+SESSION = [
+    *("--opt-level", "basic", "--execution-mode", "parallel", "--inter-op", "2"),
+    *("--session-option", "session.set_denormal_as_zero=1", "--free-dim", "N=4"),
+]
+
+
+def test_session_settings_reach_the_device_and_the_files(
+    fake: FakeProfiler, dynamic: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "t.json"
+    told = esm_host_time(dynamic, "--dim", "S=8", *SESSION, "--runs", 30, "--json", out)
+    assert told.exit_code == 0, told.stderr
+    (block,) = fake.blocks
+    assert block.spec.session == SessionSettings(
+        "basic", "parallel", 2, {"session.set_denormal_as_zero": "1"}, {"N": 4}
+    )
+    assert block.models[0].case.shapes == (("x", (4, 3, 8, 8)),), "as fed"
+    spec = json.loads(out.read_text())["context"]["spec"]
+    assert (spec["opt_level"], spec["inter_op"], spec["free_dims"]) == ("basic", 2, {"N": 4})
+    assert "opt_level=basic · execution_mode=parallel · inter_op=2" in told.stdout
+    assert "taken as 1" not in told.stderr
+    page = esm_host.write_report(out, tmp_path / "t.html").read_text()
+    assert "--free-dim" in page
+    assert "N=4" in page
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--inter-op", "2"], ["--inter-op 2 needs --execution-mode parallel"]),
+        (["--free-dim", "M=2"], ["--free-dim: unknown dimension 'M'", "the inputs name 'N', 'S'"]),
+        (["--free-dim", "N=2", "--dim", "N=1,2"], ["--free-dim N=2", "'N' has --dim as well"]),
+        (["--free-dim", "N=2", "--shape", "1x3x8x8"], ["--free-dim N=2: --shape 1x3x8x8 gives"]),
+        (["--free-dim", "N=2", "--batch", "8"], ["--batch 8 sets nothing", "--free-dim N=2"]),
+        (["--session-option", "session.x=/a"], ["--session-option session.x=/a: entries that"]),
+    ],
+)
+def test_session_settings_are_checked(
+    fake: FakeProfiler, dynamic: Path, options: list[str], words: list[str]
+) -> None:
+    assert_refused(esm_host_time(dynamic, *options), 2, *words)
+
+
+def test_an_agent_too_old_for_session_settings_is_not_measured_on(
+    fake: FakeProfiler, model: Path
+) -> None:
+    fake._session_settings = False
+    assert_refused(esm_host_time(model, "--opt-level", "basic"), 2, "opt_level=basic", "upgrade")
+    assert fake.blocks == []
+
+
+def ops(result: Result) -> set[str]:
+    (entry,) = json.loads(result.stdout)["results"]
+    assert entry["status"] == "success", entry["failure"]
+    return {operator["op_type"] for operator in entry["profile"]["operators"]}
+
+
+@pytest.fixture(scope="module")
+def shapely(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Takes ``x`` of Nx3x8x8; reshapes by its own first dimension after a convolution."""
+    path = tmp_path_factory.mktemp("models") / "shapely.onnx"
+    constants = {"w": np.ones((4, 3, 1, 1), np.float32), "rest": np.array([-1]), "i": np.array([0])}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "i"], ["n"]),
+        helper.make_node("Concat", ["n", "rest"], ["t"], axis=0),
+        helper.make_node("Reshape", ["b", "t"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=opset), path)
+    return path
+
+
+def test_the_runtime_applies_the_level_and_the_free_dimension(shapely: Path) -> None:
+    options = ["--runs", 5, "--profile", "--profile-runs", 2, "--batch", 2, "--json", "-"]
+    plain = ops(esm_host_time(shapely, *options, "--opt-level", "disable"))
+    assert plain == {"Conv", "Relu", "Shape", "Gather", "Concat", "Reshape"}
+    fused = ops(esm_host_time(shapely, *options))
+    assert "Relu" not in fused, "fused into the convolution"
+    assert "Shape" in fused
+    static = ops(esm_host_time(shapely, *options[:-4], "--free-dim", "N=2", "--json", "-"))
+    assert not static & {"Shape", "Gather", "Concat"}, "folded, as the size is known"
+    others = ["--execution-mode", "parallel", "--session-option", "session.disable_prepacking=1"]
+    assert ops(esm_host_time(shapely, *options, *others)) == fused
+
+
+def test_an_entry_that_the_runtime_refuses_is_an_outcome(shapely: Path) -> None:
+    options = ["--runs", 5, "--session-option", "session.dynamic_block_base=many", "--json", "-"]
+    result = esm_host_time(shapely, *options)
+    (entry,) = json.loads(result.stdout)["results"]
+    assert entry["failure"]["kind"] == "invalid_input"
+    assert entry["failure"]["message"].startswith(
+        "ONNX Runtime refuses the session options session.dynamic_block_base=many: "
+    )

@@ -186,3 +186,14 @@ def test_wrong_input(known: Path, tmp_path: Path) -> None:
     run.mkdir()
     (run / "settings.json").write_text("{}")
     assert_refused(transfer(run, "--source", known), "holds a campaign")
+
+
+def test_session_settings_are_the_campaigns(known: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = transfer(run, "--source", known, "--held-out", 6, "--opt-level", "extended")
+    assert done.exit_code == 0, done.output
+    assert load_run(run).settings.spec.session.opt_level == "extended"
+    assert_refused(
+        esm_host("profile", "--run", run, "--resume", "--max-models", 30, "--opt-level", "all"),
+        "measured with --opt-level extended, not --opt-level all",
+    )

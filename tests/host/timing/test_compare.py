@@ -735,3 +735,83 @@ def test_blocks_tell_how_well_an_interval_is_known(compare: Invoke, timing: Json
     for result in spread["results"]:
         result["blocks"] = result["blocks"] * 3
     assert width(spread) > 1.2 * width(timing)
+
+
+# Execution providers and settings of sessions
+
+
+def of_providers(timing: Json, *names: str) -> Json:
+    """As of several providers, each of which takes as long."""
+    data = copy.deepcopy(timing)
+    data["results"] = [
+        {**r, "provider": name, "case": {**r["case"], "provider": name}, "provider_options": {}}
+        for r in timing["results"]
+        for name in names
+    ]
+    table = data["context"]["devices"]["pi4"]["info"]["provider_table"]
+    (cpu,) = table
+    table[:] = [{**cpu, "name": name, "identity": {"version": name}} for name in names]
+    data["context"]["spec"]["provider"] = names[0]
+    return data
+
+
+def test_providers_are_compared_each_with_itself(compare: Invoke, timing: Json) -> None:
+    base = of_providers(timing, "cpu", "npu")
+    new = copy.deepcopy(base)
+    for result in new["results"]:
+        if result["provider"] == "npu":
+            scale(result, 1.5)
+            result["ci95_ms"] = [1.5 * end for end in result["ci95_ms"]]
+    done = compare(base, new, "--json", "-")
+    changes = {
+        (r["case"]["provider"], r["outcome"] in ("slower", "undecided"))
+        for r in json.loads(done.stdout)["results"]
+    }
+    assert changes == {("cpu", False), ("npu", True)}
+    assert ", npu " in compare(base, new).stdout
+
+
+def test_a_provider_is_not_compared_with_another(compare: Invoke, timing: Json) -> None:
+    both, npu = of_providers(timing, "cpu", "npu"), of_providers(timing, "npu")
+    assert_refused(compare(both, npu), "only the base timing has a.onnx", ", cpu", "--allow cases")
+    common = compare(both, npu, "--allow", "cases", "--json", "-")
+    told = json.loads(common.stdout)["results"]
+    assert [r["case"]["provider"] for r in told] == ["npu"] * len(timing["results"])
+    assert_refused(compare(both, of_providers(timing, "tpu", "gpu")), "no case in common")
+    assert_refused(
+        compare(of_providers(timing, "cpu"), npu), "the setting provider differs: cpu and npu"
+    )
+    anyway = compare(of_providers(timing, "cpu"), npu, "--allow", "provider,version")
+    assert anyway.exit_code == 0, anyway.output
+
+
+def test_options_and_versions_count_for_each_provider(compare: Invoke, timing: Json) -> None:
+    base, new = of_providers(timing, "cpu", "npu"), of_providers(timing, "cpu", "npu")
+    for result in new["results"]:
+        if result["provider"] == "npu":
+            result["provider_options"] = {"a": "1"}
+    assert_refused(compare(base, new), "the option a of npu differs on pi4: not given and 1")
+    assert compare(new, base, "--allow", "a").exit_code == 0
+    other = of_providers(timing, "cpu", "npu")
+    other["context"]["devices"]["pi4"]["info"]["provider_table"][1]["identity"]["version"] = "2"
+    assert_refused(compare(base, other), "version of pi4 differs: npu and 2", "--allow version")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("opt_level", "basic", "the setting opt_level differs: all and basic"),
+        ("execution_mode", "parallel", "the setting execution_mode differs"),
+        ("session_options", {"session.x": "1"}, "the setting session_options differs"),
+        ("free_dims", {"N": 8}, "the setting free_dims differs"),
+    ],
+)
+def test_session_settings_count_and_older_files_have_the_defaults(
+    compare: Invoke, timing: Json, new: Json, name: str, value: object, said: str
+) -> None:
+    old = copy.deepcopy(timing)
+    del old["context"]["spec"][name]
+    assert compare(old, new).exit_code == 0
+    new["context"]["spec"][name] = value
+    assert_refused(compare(old, new), said, f"--allow {name}")
+    assert compare(old, new, "--allow", name).exit_code == 0
