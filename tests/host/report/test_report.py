@@ -70,9 +70,10 @@ def test_the_report_of_a_campaign_under_way_has_one_state(campaign: Path, tmp_pa
         raise BrokenOffError
 
     log.on_block_do = break_off
+    changes = {"max_models": 100, "target_accuracy_percent": 100.0}
+    *_, loop = assemble(run, FakeProfiler(latency), log, **changes)
     with pytest.raises(BrokenOffError):
-        changes = {"max_models": 100, "target_accuracy_percent": 100.0}
-        assemble(run, FakeProfiler(latency), log, **changes)[2].run()
+        loop.run()
     ended, going_on = load_run(campaign), load_run(run)
     assert ended.progress is None
     assert ended.result is not None
