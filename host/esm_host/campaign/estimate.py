@@ -1,4 +1,4 @@
-"""Estimate of a campaign's device time before it begins, from its smallest and largest network."""
+"""Estimate of a campaign's device time: from two networks first, then from its own blocks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import uuid
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from esm_host.dataset.cost import DeviceTime, runs_with_warmup
+from esm_host.dataset.cost import DeviceTime, runs_with_warmup, share_of_blocks
 from esm_host.dataset.settings import MeasuringSettings
+from esm_host.dataset.store import Store
 from esm_host.transport.base import Profiler
 from esm_models.space import SearchSpace
 from esm_protos.messages import Block, Model
 
 PROBE_RUNS = 5
 """Number of counted runs of each of the two networks."""
+_FEWER_RUNS = 3
+"""Factor by which the runs of a precise model may be fewer than allowed."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,18 @@ class Estimate:
     Attributes:
         least_ms: Latency of the smallest network, ms.
         most_ms: Latency of the largest network, ms.
-        model_s: Device time of a model between them, its share of references included, s. It is
-            shorter if models are precise after fewer runs than allowed.
+        model_s: Device time of a model between them, its share of references included, s: with
+            all allowed runs, each as long as the slowest of the probe.
+        model_low_s: Device time with the fastest runs, and fewer of them if models end at a
+            precision, s.
+        is_measured: Whether the values are those of measured blocks.
     """
 
     least_ms: float
     most_ms: float
     model_s: float
+    model_low_s: float
+    is_measured: bool = False
 
 
 def estimate(
@@ -49,9 +58,34 @@ def estimate(
     result = profiler.measure(Block(uuid.uuid4().hex, brief, tuple(models)))
     if any(each.failure is not None for each in result.measurements):
         return None
-    least_ms, most_ms = (float(each.latency_ns.mean()) / 1e6 for each in result.measurements)
+    runs_ms = np.array([each.latency_ns for each in result.measurements]) / 1e6
     load_ms = float(np.mean([each.load_ns for each in result.measurements])) / 1e6
-    alone = DeviceTime(runs_with_warmup(spec, spec.runs), load_ms)
-    model_s = float(alone.seconds(np.array([least_ms, most_ms])).mean())
     share = (settings.block_size + settings.references) / settings.block_size
-    return Estimate(least_ms, most_ms, share * model_s)
+
+    def model_s(runs: int, latency_ms: NDArray[np.float64]) -> float:
+        time = DeviceTime(runs_with_warmup(spec, runs), load_ms)
+        return share * float(time.seconds(latency_ms).mean())
+
+    least_ms, most_ms = np.median(runs_ms, axis=1).tolist()
+    fewest = -(-spec.runs // _FEWER_RUNS) if spec.precision else spec.runs
+    return Estimate(
+        least_ms,
+        most_ms,
+        model_s(spec.runs, runs_ms.max(axis=1)),
+        model_s(fewest, runs_ms.min(axis=1)),
+    )
+
+
+def estimate_of_blocks(store: Store, settings: MeasuringSettings) -> Estimate | None:
+    """Return the estimate of a campaign with measured blocks; None without measured models."""
+    references = {a.key for a in store.references()}
+    measured = [
+        float(each.latency_ns.mean()) / 1e6
+        for each in store.measurements()
+        if each.failure is None and each.model_id not in references
+    ]
+    if not measured:
+        return None
+    latency_ms = np.array(measured)
+    model_s = float(share_of_blocks(store, settings.spec).seconds(latency_ms).mean())
+    return Estimate(latency_ms.min(), latency_ms.max(), model_s, model_s, is_measured=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -42,11 +43,31 @@ if TYPE_CHECKING:
     from esm_host.predictors.base import Predictor
 
 
+@dataclass(frozen=True)
+class RoundProgress:
+    """Progress of a campaign's last round.
+
+    Attributes:
+        number: Number of the round, from 0.
+        is_check: Whether the round checks the predictor.
+        measured_models: Number of its measured models.
+        planned_models: Number of its planned models.
+        is_evaluated: Whether the round has ended, and the next one has not begun.
+    """
+
+    number: int
+    is_check: bool
+    measured_models: int
+    planned_models: int
+    is_evaluated: bool
+
+
 @dataclass(frozen=True, eq=False)
 class _Records:
     """Content of the store when it was read; metrics by architecture key.
 
-    ``held_out`` has the keys of the models of the last check.
+    ``held_out`` has the keys of the models of the last check. ``measured`` counts the models of
+    the campaign's rounds, without those of searches. ``progress`` is None before the first round.
     """
 
     table: BlockTable
@@ -55,6 +76,8 @@ class _Records:
     figures: Figures
     rounds: list[dict[str, Any]]
     metrics: dict[str, dict[str, float]]
+    measured: int
+    progress: RoundProgress | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +99,25 @@ class Run:
         """Whether the campaign has ended and reached its target."""
         return self.result is not None and bool(self.result["converged"])
 
+    @property
+    def progress(self) -> RoundProgress | None:
+        """Progress of the last round; None once the campaign has ended, or before it begins.
+
+        A campaign that is resumed has a ``result`` of its earlier end, and measures on.
+        """
+        progress, result = self._records.progress, self.result
+        if progress is None or result is None:
+            return progress
+        # A campaign that was finished within a round has a result with that round.
+        later = progress.number >= len(result["rounds"])
+        return progress if later or self._records.measured > result["measured_models"] else None
+
     def _repr_html_(self) -> str:
         """Return the progress of the campaign and its accuracy by depth, for notebooks."""
         frame = self.measurements()
-        state = "not finished" if self.result is None else "finished"
-        if self.result is not None and self.settings.has_target:
+        ended = self.result is not None and self.progress is None
+        state = "finished" if ended else "not finished"
+        if ended and self.settings.has_target:
             state = "converged" if self.converged else "not converged"
         title = f"{self.space.name} on {self.settings.device}: {len(frame)} measured, {state}"
         last = self.accuracy()
@@ -490,25 +527,41 @@ class Run:
 
     @cached_property
     def _records(self) -> _Records:
-        store = self._folder.open_store()
-        try:
+        with closing(self._folder.open_store()) as store, store.snapshot():
             measurements = Measurements(store, self.settings.spec, self.settings.raw)
-            table = measurements.table()
-            dataset, figures = measurements.dataset(), measurements.figures()
-            # The result has one round more if the campaign was finished within a round.
-            rounds = max(store.rounds(), (self.result or {}).get("rounds", []), key=len)
+            dataset, evaluated = measurements.dataset(), store.rounds()
+            keys = {a.key for a in dataset.architectures}
+            planned = [each for number, each in store.plan().items() if number >= 0]
+            measured = [sum(a.key in keys for a in each) for each in planned]
+            progress = None
+            if planned:
+                last = len(planned) - 1
+                progress = RoundProgress(
+                    last,
+                    last in store.checks(),
+                    measured[last],
+                    len(planned[last]),
+                    len(evaluated) > last,
+                )
             return _Records(
-                table, dataset, store.held_out(), figures, rounds, measurements.metrics()
+                measurements.table(),
+                dataset,
+                store.held_out(),
+                measurements.figures(),
+                # The result has one round more if the campaign was finished within a round.
+                max(evaluated, (self.result or {}).get("rounds", []), key=len),
+                measurements.metrics(),
+                sum(measured),
+                progress,
             )
-        finally:
-            store.close()
 
     @cached_property
     def _predicted_ms(self) -> dict[str, float]:
         path = self._folder.predictions
         try:
             frame = pd.read_csv(path, dtype={"architecture_key": str, "predicted_ms": float})
-            return dict(zip(frame["architecture_key"], frame["predicted_ms"], strict=True))
+            found = dict(zip(frame["architecture_key"], frame["predicted_ms"], strict=True))
+            return {} if self.result is None else found  # of an earlier end
         except FileNotFoundError:
             return {}
         except (KeyError, ValueError) as error:

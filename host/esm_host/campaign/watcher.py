@@ -17,7 +17,7 @@ class CampaignWatcher(LoopWatcher, collect.Watcher, Protocol):
     """Receiver of the events of a campaign."""
 
     def on_estimate(self, estimate: Estimate) -> None:
-        """Report the estimated device time of a new campaign."""
+        """Report the estimated device time of a campaign, new or resumed."""
 
 
 class Watcher:
@@ -31,7 +31,7 @@ class Watcher:
     """
 
     def on_estimate(self, estimate: Estimate) -> None:
-        """Report the estimated device time of a new campaign."""
+        """Report the estimated device time of a campaign, new or resumed."""
 
     def on_round(self, number: int, architectures: int) -> None:
         """Report that a round begins, and its number of planned architectures."""

@@ -48,6 +48,7 @@ class Live:
         self._total = 0
         self._pending = 0
         self._seconds: list[tuple[int, float]] = []
+        self._estimate: Estimate | None = None
         self._block_began = time.monotonic()
         if quiet:  # nothing is measured for an estimate that is not shown
             self.on_estimate = Watcher().on_estimate  # type: ignore[method-assign]
@@ -96,6 +97,9 @@ class Live:
         self._block_began = now
         self._pending = pending
         left = f"{duration(self._model_s * pending)} left" if pending else "round measured"
+        first = len(self._seconds) == 1
+        if first and self._estimate is not None and not self._estimate.is_measured:
+            self.say(f"the first {counted(models, 'model')} took {duration(self._seconds[0][1])}")
         done = self._total - pending
         count = f"{done}/{self._total}"
         self._bars.update(self._models, completed=done, count=count, note=left)
@@ -114,14 +118,25 @@ class Live:
         """Mean time of a model so far, s."""
         return sum(s for _, s in self._seconds) / sum(m for m, _ in self._seconds)
 
+    def _takes(self, models: int) -> str:
+        """Return the time of this number of models, by blocks if any are measured; or nothing."""
+        if self._seconds:
+            return f"about {duration(self._model_s * models)}"
+        told = self._estimate
+        if told is None:
+            return ""
+        low, high = duration(told.model_low_s * models), duration(told.model_s * models)
+        return f"about {high}" if low == high else f"about {low} to {high}"
+
     # The loop
 
     def on_estimate(self, estimate: Estimate) -> None:
-        self.say(
-            f"the smallest network takes {estimate.least_ms:.3g} ms, the largest "
-            f"{estimate.most_ms:.3g} ms; 20 models take up to {duration(20 * estimate.model_s)} "
-            "of device time"
-        )
+        self._estimate = estimate
+        if not estimate.is_measured:
+            self.say(
+                f"the smallest network takes about {estimate.least_ms:.3g} ms, the largest "
+                f"{estimate.most_ms:.3g} ms; 20 models take {self._takes(20)} of device time"
+            )
 
     def on_round(self, number: int, architectures: int) -> None:
         self._begin(f"round {number}:", architectures)
@@ -134,8 +149,8 @@ class Live:
         self._block_began = time.monotonic()
         count = f"0/{architectures}"
         self._bars.update(self._models, total=architectures, completed=0, count=count, note="")
-        takes = f", about {duration(self._model_s * architectures)}" if self._seconds else ""
-        self.say(f"{what} {counted(architectures, 'architecture')}{takes}")
+        takes = self._takes(architectures)
+        self.say(f"{what} {counted(architectures, 'architecture')}{takes and f', {takes}'}")
 
     def on_training(self) -> None:
         for block in self._blocks.values():

@@ -123,21 +123,21 @@ class SamplingOptions:
     """Options of sampling, training and stopping."""
 
     initial: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="Number of models measured before the first training.",
             show_default="20, or 300 with another sampler",
             rich_help_panel=_SAMPLES,
         ),
-    ] = 0
+    ] = None
     step: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="Number of models added by each extension.",
             show_default="20, or 100 with another sampler",
             rich_help_panel=_SAMPLES,
         ),
-    ] = 0
+    ] = None
     bins: Annotated[
         int | None,
         typer.Option(
@@ -399,11 +399,18 @@ def profile(
     from esm_host.campaign.folder import RunFolder
     from esm_host.cli.campaign import new_settings, run_campaign, safe
     from esm_host.cli.live import Live
-    from esm_host.extension.settings import Settings
+    from esm_host.extension.settings import LEAST_INITIAL, Settings
     from esm_host.timing.spread import parse_duration
     from esm_protos.plugins import absolute
 
-    given = settings_of(Settings, campaign, space, sampling, blocks, session)
+    for name, value, least in (
+        ("initial", sampling.initial, LEAST_INITIAL),
+        ("step", sampling.step, 1),
+    ):
+        if value == 0:  # which means the default to SamplingSettings
+            raise UsageError(f"--{name} 0: give {least} or more, or omit it")
+    found = settings_of(Settings, campaign, space, sampling, blocks, session)
+    given = {name: value for name, value in found.items() if value is not None}
     plugins = ("space", "predictor", "encoding", "sampling")
     given |= {name: absolute(given[name]) for name in plugins if given.get(name)}
     if sampling.budget is not None:

@@ -86,6 +86,10 @@ class Database(ABC):
             yield connection
 
     @abstractmethod
+    def snapshot(self) -> AbstractContextManager[sa.Connection]:
+        """Open a connection that sees one state, whatever other programs write meanwhile."""
+
+    @abstractmethod
     def check(self) -> None:
         """Check the database for damage.
 
@@ -176,6 +180,12 @@ class SqliteFile(Database):
         with self.engine.begin() as connection:
             yield connection
 
+    @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN")  # sqlite3 begins none for reading
+            yield connection
+
     def check(self) -> None:
         with self.engine.connect() as connection:
             said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
@@ -241,6 +251,11 @@ class PostgresSchema(Database):
             connection.execute(sa.schema.CreateSchema(self.name, if_not_exists=True))
             _files.create(connection, checkfirst=True)
             yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        with self.engine.connect() as connection:
+            yield connection.execution_options(isolation_level="REPEATABLE READ")
 
     def check(self) -> None:
         """Do nothing: the server checks its own files."""

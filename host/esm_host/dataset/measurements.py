@@ -29,6 +29,7 @@ from esm_host.evaluation.verdict import (
     Judgement,
     Verdict,
     block_evidence,
+    judge_again,
     judge_number,
     threads_evidence,
 )
@@ -56,6 +57,8 @@ class Measurements:
         self._paces: dict[str, DevicePaces] = {}
         """Paces of the devices, by the ids of their blocks."""
         self._table: BlockTable | None = None
+        self._evidence: dict[str, list[tuple[Verdict, str]]] = {}
+        """Evidence from the states of the devices, by block id."""
 
     def table(self) -> BlockTable:
         """Return all blocks so far, judged by their references."""
@@ -84,7 +87,12 @@ class Measurements:
         }
 
     def dataset(self) -> Dataset:
-        """Return every measured architecture of the plan with the latency of its best attempt."""
+        """Return every measured architecture of the plan with the latency of its best attempt.
+
+        Later blocks tell more of the device's usual pace, so intervals change. Verdicts and their
+        reasons are of the intervals as they are now. A verdict leaves out the error of the ratio
+        of warm to measured latency, which more runs of the model hardly change.
+        """
         table = self.table()
         best = best_attempts(table)
         architectures = [
@@ -105,7 +113,7 @@ class Measurements:
         raw_ms = np.array([model.raw_ms for model in found], dtype=float)
         if self._raw:
             latency_ms = raw_ms / table.quality.levels[used]
-            intervals = [model.within for model in found]
+            judged = intervals = [model.within for model in found]
         else:
             warm = [
                 self._paces[table.blocks[i].block_id].warm[a.key]
@@ -113,6 +121,7 @@ class Measurements:
             ]
             latency_ms = np.array([model.latency_ms for model in found]) / table.divisors[used]
             latency_ms *= [ratio for ratio, _ in warm]
+            judged = [model.interval for model in found]
             intervals = [
                 float(np.hypot(model.interval, 1.96 * error))
                 for model, (_, error) in zip(found, warm, strict=True)
@@ -122,8 +131,16 @@ class Measurements:
             latency_ms,
             np.array(intervals, dtype=float),
             [
-                verdicts[table.blocks[index].block_id, a.key]
-                for a, index in zip(architectures, used, strict=True)
+                judge_again(
+                    verdicts[table.blocks[index].block_id, a.key],
+                    known,
+                    self._spec.precision,
+                    self._evidence_on(table, index),
+                    reported,
+                )
+                for a, index, known, reported in zip(
+                    architectures, used, judged, intervals, strict=True
+                )
             ],
             raw_ms,
         )
@@ -155,17 +172,22 @@ class Measurements:
                 measured.
         """
         table = self.table()
-        block_id = table.blocks[index].block_id
-        threads = max(self._spec.threads, self._spec.session.inter_op)
-        evidence = [
-            *block_evidence(table.states[index], self._read[block_id].slowdown),
-            *by_references,
-            *threads_evidence(threads, self._store.processors(block_id)),
-        ]
+        evidence = [*self._evidence_on(table, index), *by_references]
         return {
             key: judge_number(model.interval, self._spec.precision, evidence)
             for key, model in table.models[index].items()
         }
+
+    def _evidence_on(self, table: BlockTable, index: int) -> list[tuple[Verdict, str]]:
+        """Return the evidence on a block from the states of its device."""
+        block_id = table.blocks[index].block_id
+        if block_id not in self._evidence:
+            threads = max(self._spec.threads, self._spec.session.inter_op)
+            self._evidence[block_id] = [
+                *block_evidence(table.states[index], self._read[block_id].slowdown),
+                *threads_evidence(threads, self._store.processors(block_id)),
+            ]
+        return self._evidence[block_id]
 
     def figures(self) -> Figures:
         """Return the figures of every planned architecture."""

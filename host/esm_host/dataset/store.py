@@ -147,6 +147,7 @@ class Store:
         self.database = SqliteFile(place) if isinstance(place, Path) else place
         self._engine = self.database.engine
         self._plan: dict[int, list[Architecture]] = {}
+        self._snapshot: sa.Connection | None = None
         try:
             self._open()
         except DBAPIError as error:
@@ -194,10 +195,24 @@ class Store:
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         try:
+            if self._snapshot is not None:
+                yield self._snapshot
+                return
             with self._engine.connect() as connection:
                 yield connection
         except (DBAPIError, zlib.error) as error:
             raise self.database.unreadable(error) from error
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read one state of the store until the context ends, whatever a campaign adds to it."""
+        try:
+            with self.database.snapshot() as self._snapshot:
+                yield
+        except DBAPIError as error:
+            raise self.database.unreadable(error) from error
+        finally:
+            self._snapshot = None
 
     def close(self) -> None:
         self.database.close()
@@ -265,11 +280,16 @@ class Store:
     def held_out(self) -> set[str]:
         """Return the keys of the models that no predictor is trained on.
 
-        They are those of the last check, unless another round followed because it failed.
+        They are those of the last check, unless another round followed because it failed. A check
+        that was enlarged has several rounds.
         """
-        plan = self.plan()
+        plan, checks = self.plan(), self.checks()
         last = max(plan, default=REFERENCE_ROUND)
-        return {a.key for a in plan[last]} if last in self.checks() else set()
+        held_out: set[str] = set()
+        while last in checks:
+            held_out |= {a.key for a in plan[last]}
+            last -= 1
+        return held_out
 
     def references(self) -> list[Architecture]:
         """Return the campaign's own reference architectures; empty before they are planned."""

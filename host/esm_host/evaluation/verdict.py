@@ -57,6 +57,10 @@ _CHOSEN = {"applications_clocks_setting", "display_clock_setting"}
 """Reasons for a GPU's clock that are settings, and keep it steady."""
 
 
+_OF_INTERVAL = ("too few runs for an interval", "interval too wide")
+"""Begins of the reasons that are about the interval."""
+
+
 def judge_number(
     interval: float,
     precision: float,
@@ -65,6 +69,7 @@ def judge_number(
     shift: Shift | None = None,
     history_problem: str = "",
     all_runs: bool = False,
+    reported: float | None = None,
 ) -> Judgement:
     """Return the verdict on a model's latency.
 
@@ -78,21 +83,24 @@ def judge_number(
         history_problem: Reason why the device keeps no history of its reference models; empty if it
             keeps one.
         all_runs: Whether the model has the maximum number of runs.
+        reported: Interval of the reported latency, which includes that of further corrections;
+            None if it is ``interval``.
     """
     wanted = precision or DEFAULT_PRECISION
     found = list(evidence)
     if interval == float("inf"):
-        text = f"too few runs for an interval, which needs {MIN_ROUNDS} visits or more"
+        text = f"{_OF_INTERVAL[0]}, which needs {MIN_ROUNDS} visits or more"
         found.append((Verdict.UNRESOLVED, text))
     elif not interval <= wanted:
         held = f"{'requested' if precision else 'default'} ±{100 * wanted:g} %"
-        text = f"interval too wide: ±{100 * interval:.1f} %, {held}"
+        told = interval if reported is None else reported
+        text = f"{_OF_INTERVAL[1]}: ±{100 * told:.1f} %, {held}"
         if parts is not None:
             pace, others = max(parts.pace, parts.history), _widest_but_pace(parts)
             lacking = _short_history(parts, history_problem) if pace >= min(others, wanted) else ""
             if lacking and pace >= others:
                 # Without figures of the model, so that the text is the same for the whole block.
-                text = f"interval too wide, {held}: {lacking}"
+                text = f"{_OF_INTERVAL[1]}, {held}: {lacking}"
             else:
                 text += f"; {_unresolved(parts, shift, not precision, all_runs)}"
                 text += f"; besides, {lacking}" if lacking else ""
@@ -101,6 +109,31 @@ def judge_number(
     verdict = worst_first[0][0] if worst_first else Verdict.STABLE
     disturbed = any(each in (Verdict.THROTTLED, Verdict.NOISY) for each, _ in found)
     return Judgement(verdict, tuple(reason for _, reason in worst_first), disturbed)
+
+
+def judge_again(
+    stored: Judgement,
+    interval: float,
+    precision: float,
+    evidence: Sequence[tuple[Verdict, str]],
+    reported: float,
+) -> Judgement:
+    """Return a stored verdict with the interval as it is known now.
+
+    Args:
+        stored: Verdict of the time when the model was measured.
+        interval: Half-width of the 95 % confidence interval, as a share.
+        precision: Requested half-width, as a share; 0 for the default.
+        evidence: Evidence on the block. Other stored reasons are from quality control.
+        reported: Interval of the reported latency, as in :func:`judge_number`.
+    """
+    verdicts = {reason: verdict for verdict, reason in evidence}
+    kept = [
+        (verdicts.get(reason, Verdict.NOISY), reason)
+        for reason in stored.reasons
+        if not reason.startswith(_OF_INTERVAL)
+    ]
+    return judge_number(interval, precision, kept, reported=reported)
 
 
 def _widest_but_pace(parts: Parts) -> float:

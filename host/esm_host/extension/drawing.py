@@ -158,8 +158,11 @@ class Drawing:
         return self._drawn(n, quotas, self._sampler.sample, rng, taken)
 
     def by_chance(self, number: int, n: int, taken: Collection[str]) -> list[Architecture]:
-        """Draw at random, equally many of each bin if the sampler knows bins; see :meth:`first`."""
-        quotas = self._sampler.quotas(n)
+        """Draw at random, equally many of each bin if the sampler knows bins; see :meth:`first`.
+
+        Fewer architectures than bins are drawn from the whole space, not from the first bins.
+        """
+        quotas = self._sampler.quotas(n) if n >= self._bins.count else None
         return self._drawn(n, quotas, self._sampler.sample, self._rng(number), taken)
 
     def _rng(self, number: int) -> np.random.Generator:

@@ -326,7 +326,7 @@ class Loop:
 
     def _held_out(self) -> NDArray[np.bool_]:
         """Return whether each sample belongs to a check that no round follows, ``(n,)``."""
-        held_out = {a.key for a in self._rounds[-1]} if self._is_checked else set()
+        held_out = {a.key for a in self._checked}
         return np.array([a.key in held_out for a in self._samples().architectures], dtype=bool)
 
     # Rounds
@@ -344,19 +344,35 @@ class Loop:
     # The end
 
     @property
+    def _learnt_rounds(self) -> int:
+        """Number of rounds before the last check, or of all rounds without one."""
+        number = len(self._rounds)
+        while number - 1 in self._checks:
+            number -= 1
+        return number
+
+    @property
+    def _checked(self) -> list[Architecture]:
+        """Architectures of a check that no round follows; a raised ``verify`` adds a round."""
+        return [a for architectures in self._rounds[self._learnt_rounds :] for a in architectures]
+
+    @property
     def _is_checked(self) -> bool:
         """Whether the last round is a check."""
         return len(self._rounds) - 1 in self._checks
 
     @property
     def _check_size(self) -> int:
-        """Number of architectures of the next check; fewer if the budget does not suffice."""
-        return max(math.floor(min(self._settings.verify, self._affordable_models())), 0)
+        """Number of architectures that the check lacks; fewer if the budget does not suffice."""
+        missing, affordable = self._settings.verify - len(self._checked), self._affordable_models()
+        if self._is_checked and missing > affordable:
+            return 0  # the budget has limited the check before
+        return max(math.floor(min(missing, affordable)), 0)
 
     @property
     def _is_final(self) -> bool:
-        """Whether a reason to stop needs no check, or had it."""
-        if self._is_checked or self._exhausted or not self._check_size:
+        """Whether a reason to stop needs no further check."""
+        if self._exhausted or not self._check_size:
             return True
         return not self._reached and self._to_learn_from >= self._settings.max_models
 
@@ -384,7 +400,7 @@ class Loop:
     @property
     def _to_learn_from(self) -> int:
         """Number of architectures to learn from."""
-        return sum(map(len, self._rounds[:-1] if self._is_checked else self._rounds))
+        return sum(map(len, self._rounds[: self._learnt_rounds]))
 
     @property
     def _left(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,8 @@ def campaign_page(run: Run) -> Page:
     Raises:
         DatasetError: the folder is damaged or holds no measurements yet.
     """
+    if run.progress is not None:
+        run = replace(run, result=None)  # that of an earlier end, if there is one
     measurements, blocks = run.measurements(), run.blocks()
     accuracy = run.accuracy()
     settings = run.settings
@@ -104,11 +107,26 @@ def _lead(run: Run, measurements: pd.DataFrame, accuracy: pd.DataFrame) -> str:
     text = f"{count} of {_large(run.space.count())} measured"
     last = _last_round(accuracy)
     if last.empty:
-        return f"{text}; no predictor has been trained yet."
-    overall = last.loc[last["bin"] == "all", "accuracy_percent"].iloc[0]
+        return f"{text}; no predictor has been trained yet.{_under_way(run)}"
+    overall = last[last["bin"] == "all"].iloc[0]
+    error = f"with a mean error of {100 - overall['accuracy_percent']:.1f} %."
+    if run.result is None:
+        learnt = counted(overall["measured_models"], "model")
+        return f"{text}.{_under_way(run)} After {learnt}, others were predicted {error}"
+    return f"{text}. Latencies of other architectures are predicted {error}"
+
+
+def _under_way(run: Run) -> str:
+    """Return the round of a campaign that has not ended, as a sentence."""
+    if run.progress is None:
+        return ""
+    now = run.progress
+    which = "its check" if now.is_check else f"round {now.number}"
+    if now.is_evaluated:
+        return f" The campaign is under way: {which} has ended, and the next round comes."
     return (
-        f"{text}. Latencies of other architectures are predicted with a mean error of "
-        f"{100 - overall:.1f} %."
+        f" The campaign is under way in {which}: {now.measured_models} of "
+        f"{counted(now.planned_models, 'model')} measured."
     )
 
 
@@ -148,7 +166,11 @@ def _next_steps(run: Run, measurements: pd.DataFrame) -> Iterator[Step]:
     folder, settings = shlex.quote(str(run.path)), run.settings
     resume = f"esm-host profile --run {folder} --resume"
     if run.result is None:
-        yield Step("The campaign is not finished. Continue it; nothing is measured twice:", resume)
+        yield Step(
+            "The campaign is not finished. If it was interrupted, continue it; nothing is measured "
+            "twice:",
+            resume,
+        )
     elif measurements["predicted_ms"].isna().all():
         yield Step("The folder lacks the held-out predictions. Write them:", resume)
     if run.result is not None and run.settings.has_target and not run.result["converged"]:

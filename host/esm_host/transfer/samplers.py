@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from esm_host.encoding.cost import CostEncoder
@@ -57,6 +56,8 @@ def by_k_means(encodings: ArrayLike, count: int, rng: np.random.Generator) -> Ro
         count: Number of rows.
         rng: Random generator.
     """
+    from sklearn.cluster import KMeans  # slow to load
+
     x = np.asarray(encodings, dtype=np.float64)
     seed = int(rng.integers(2**31))
     clusters = min(count, len(np.unique(x, axis=0)))

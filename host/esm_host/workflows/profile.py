@@ -11,7 +11,7 @@ import altair as alt
 
 from esm_host.arguments import argument
 from esm_host.atomic import write_bytes, write_json
-from esm_host.campaign.estimate import estimate
+from esm_host.campaign.estimate import estimate, estimate_of_blocks
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.result import campaign_result
 from esm_host.campaign.run import Run
@@ -30,6 +30,7 @@ from esm_host.extension.training import Learner
 from esm_host.report import plots
 from esm_host.sampling import make_sampler
 from esm_host.transfer.held_out import HELD_OUT_FACT, judge, judge_adapted
+from esm_host.workflows.resuming import without_effect, without_effect_yet
 from esm_host.workflows.warm_start import FirstArchitectures, WarmStart, warm_start
 from esm_models.space import SearchSpace
 from esm_protos.text import counted
@@ -37,9 +38,6 @@ from esm_protos.text import counted
 RESUMABLE = frozenset(Changes.__annotations__)
 """Settings that a resumed campaign may change, because stored measurements stay comparable.
 ``device`` may be another address of the same device."""
-
-_FEWER_RUNS = 3
-"""Factor by which an estimate may exceed the device time, if models need few runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +94,10 @@ def run_campaign(
     known = warm_start(settings, space, folder.path) if settings.warm_start and not resume else None
     encoder = known.encoder(settings) if known else folder.encoder(settings, space)
     folder.predictors(settings, encoder)(0)  # reports a missing library now
+    stored = folder.read_settings() if resume else None
     _check_space(settings, space)
+    if stored is None or stored.verify != settings.verify:  # an older version took any number
+        _check_verify(settings, space)
     # If the sampler chooses, every block is a round.
     if settings.initial <= 2 * settings.block_size and not settings.chooses:
         watcher.warn(
@@ -106,7 +107,7 @@ def run_campaign(
     with connect_devices(settings, space, resume, patience_s, wait, watcher.warn) as found:
         folder.prepare(resume)
         with folder.locked():
-            return _run(settings, folder, space, encoder, known, found, watcher)
+            return _run(settings, folder, space, encoder, known, found, watcher, stored)
 
 
 def _check_space(settings: Settings, space: SearchSpace) -> None:
@@ -127,6 +128,18 @@ def _check_space(settings: Settings, space: SearchSpace) -> None:
             )
 
 
+def _check_verify(settings: Settings, space: SearchSpace) -> None:
+    bins = settings.depth_bins(space).count if settings.judge == "bins" else 1
+    if 0 < settings.verify < max(bins, 2):
+        reason = f"fewer than the {bins} depth bins, each of which a check needs a model of"
+        if bins < 2:
+            reason = "too few for a confidence interval"
+        raise UsageError(
+            f"{argument('verify')} {settings.verify} is {reason}: give {max(bins, 2)} or more, or "
+            "0 for no check"
+        )
+
+
 def _run(
     settings: Settings,
     folder: RunFolder,
@@ -135,16 +148,24 @@ def _run(
     known: WarmStart | None,
     found: CampaignDevices,
     watcher: CampaignWatcher,
+    stored: Settings | None,
 ) -> CampaignResult:
-    if not folder.settings.exists():
+    heard = hears(watcher, "on_estimate")
+    wanted = heard or settings.budget_s is not None
+    is_new = not folder.settings.exists()
+    if is_new:
+        if wanted:
+            _estimate(settings, space, found, watcher)  # a refused budget leaves no campaign
         if known is not None:
             known.keep(settings, folder)
         # Before the first measurement: a folder with settings can be resumed.
         write_json(folder.settings, settings.to_json())
     with open_session(settings, folder, space, found, watcher) as session:
         store, measurements = session.store, session.measurements
-        wanted = settings.budget_s is not None or hears(watcher, "on_estimate")
-        if wanted and not store.blocks():
+        if store.blocks():
+            if heard and (told := estimate_of_blocks(store, settings)) is not None:
+                watcher.on_estimate(told)
+        elif wanted and not is_new:
             _estimate(settings, space, found, watcher)
         # The settings of a resumed campaign may have changed.
         write_json(folder.settings, settings.to_json())
@@ -167,9 +188,20 @@ def _run(
             draw_first=draw_first,
             seconds=lambda latency_ms: share_of_blocks(store, settings.spec).seconds(latency_ms),
         )
+        blocks = len(store.blocks())
         outcome = CampaignLoop(
             loop, settings, store, measurements, session.collector, watcher
         ).run()
+        if stored is not None:
+            for line in without_effect(
+                stored,
+                settings,
+                outcome,
+                checked=len(store.held_out()),
+                is_measured=len(store.blocks()) > blocks,
+                is_group=len(found.members) > 1,
+            ):
+                watcher.warn(line)
         device = asdict(found.first)
         return _conclude(folder, settings, store, measurements, encoder, outcome, device)
 
@@ -177,7 +209,7 @@ def _run(
 def _estimate(
     settings: Settings, space: SearchSpace, found: CampaignDevices, watcher: CampaignWatcher
 ) -> None:
-    """Tell the watcher what a new campaign may take.
+    """Tell the watcher what a new campaign takes, by a probe.
 
     Raises:
         UsageError: the budget is too small.
@@ -188,11 +220,12 @@ def _estimate(
         return
     watcher.on_estimate(told)
     models = settings.initial + settings.verify
-    needed_s = models * told.model_s
-    if settings.budget_s is not None and settings.budget_s < needed_s / _FEWER_RUNS:
+    least_s, most_s = models * told.model_low_s, models * told.model_s
+    if settings.budget_s is not None and settings.budget_s < least_s:
         raise UsageError(
             f"{settings.named_budget} is too short for {models} models, which take about "
-            f"{needed_s:.0f} s: give more, or fewer {argument('initial')} or {argument('verify')}"
+            f"{least_s:.0f} to {most_s:.0f} s: give more, or fewer {argument('initial')} or "
+            f"{argument('verify')}"
         )
 
 
@@ -210,6 +243,9 @@ def finish_campaign(
         DeviceError: there are too few measurements to learn from.
     """
     folder.prepare(resume=True)
+    watcher = complete(watcher)
+    for line in without_effect_yet(folder.read_settings(), settings):
+        watcher.warn(line)
     space = settings.search_space()
     encoder = folder.encoder(settings, space)
     with folder.locked(), closing(folder.open_store()) as store:
@@ -221,9 +257,7 @@ def finish_campaign(
         measurements = Measurements(store, settings.spec, settings.raw)
         learner = Learner(encoder, folder.predictors(settings, encoder), settings)
         loop = Loop(space, settings, learner=learner)
-        outcome, last = CampaignLoop(
-            loop, settings, store, measurements, None, complete(watcher)
-        ).finish()
+        outcome, last = CampaignLoop(loop, settings, store, measurements, None, watcher).finish()
         unfinished = len(store.rounds()) <= max(store.plan())
         return _conclude(
             folder,

@@ -63,6 +63,24 @@ def samples(architecture: Architecture) -> Measurement:
     )
 
 
+def test_a_snapshot_does_not_see_what_another_program_adds(store: Store, place: Database) -> None:
+    if isinstance(place, PostgresSchema):
+        writer = Store(PostgresSchema(place.url, place.name, "an id"))
+    else:
+        writer = Store(Path(place.location))
+    add(store, "one", [samples(PLAN[1])])
+    with store.snapshot():
+        assert len(store.blocks()) == 1
+        add(writer, "two", [samples(PLAN[2])])
+        writer.keep_round(0, {"n": 1})
+        assert [block.block_id for block in store.blocks()] == ["one"]
+        assert len(store.measurements()) == 1
+        assert store.rounds() == []
+    assert [block.block_id for block in store.blocks()] == ["one", "two"]
+    assert store.rounds() == [{"n": 1}]
+    writer.close()
+
+
 def test_metrics_are_kept_where_there_are_any(store: Store, place: Database) -> None:
     add(store, "none", [samples(PLAN[1])])
     assert not sa.inspect(place.engine).has_table("metrics", place.schema), "as in older stores"

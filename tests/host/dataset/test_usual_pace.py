@@ -145,6 +145,28 @@ def test_blocks_that_come_later_change_nothing_but_what_is_usual(tmp_path: Path)
         np.testing.assert_array_equal(kept.interval, fresh.interval)
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_reasons_have_the_interval_of_their_row(tmp_path: Path, raw: bool) -> None:
+    """Also when later blocks tell more of the usual pace than when the verdict was stored."""
+    spec = replace(SPEC, precision=0.004, long_visits=4)
+    forgetful = device(past=1, noise=0.02, memory_pace=wandering)
+    store, collector, _ = assemble(tmp_path, forgetful, Log(), spec=spec)
+    for number in range(3):
+        plan(store, 20, number)
+        collector.collect(number)
+    dataset = Measurements(store, spec, raw).dataset()
+    told = [
+        (reason, f"±{100 * interval:.1f} %")
+        for judgement, interval in zip(dataset.judgements, dataset.interval, strict=True)
+        for reason in judgement.reasons
+        if reason.startswith("interval")
+    ]
+    assert len(told) > 30
+    assert [reason for reason, interval in told if interval not in reason] == []
+    stored = {reason for each in store.verdicts().values() for reason in each.reasons}
+    assert not {reason for reason, _ in told} <= stored
+
+
 def test_sessions_that_differ_are_in_the_intervals(tmp_path: Path) -> None:
     spec = replace(SPEC, sessions=3)
     store, collector, _ = assemble(tmp_path, device(latency, session_spread=0.02), Log(), spec=spec)

@@ -6,9 +6,11 @@ import pytest
 
 from esm_host.arguments import on_command_line
 from esm_host.evaluation.verdict import (
+    Judgement,
     Verdict,
     block_evidence,
     describe_shift,
+    judge_again,
     judge_number,
     reference_evidence,
     threads_evidence,
@@ -275,3 +277,20 @@ def test_a_history_that_cannot_be_kept_is_named() -> None:
 def test_what_disturbed_a_device_is_told_from_what_is_merely_not_known() -> None:
     assert not judge_number(0.031, 0.02, []).disturbed
     assert judge_number(0.031, 0.02, [(Verdict.NOISY, "noise")]).disturbed
+
+
+def test_a_verdict_follows_its_interval() -> None:
+    block = [(Verdict.STABLE, "2 threads on 1 processor"), (Verdict.NOISY, "7 pages swapped")]
+    off = "references off by 4.0 %, tolerated 3 %"
+    wide = judge_number(0.05, 0.02, [*block, (Verdict.NOISY, off)])
+    narrow = judge_again(wide, 0.01, 0.02, block, 0.012)
+    assert narrow.verdict is Verdict.NOISY
+    assert narrow.reasons == ("7 pages swapped", off, "2 threads on 1 processor")
+    assert judge_again(narrow, 0.03, 0.02, block, 0.041).reasons == (
+        "interval too wide: ±4.1 %, requested ±2 %",
+        *narrow.reasons,
+    )
+    few = judge_number(math.inf, 0.02, block[:1])
+    assert judge_again(few, 0.01, 0.02, block, 0.01) == Judgement(
+        Verdict.STABLE, ("2 threads on 1 processor",)
+    )

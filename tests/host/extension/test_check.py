@@ -130,6 +130,48 @@ def test_a_restored_loop_knows_its_check() -> None:
     assert other.evaluation.check == Check(12, 100.0, 100.0, 100.0)
 
 
+def test_a_raised_check_measures_what_it_lacks() -> None:
+    one, sizes = run(loop_of()), list[int]()
+    other = loop_of(fitted(sizes), verify=20)
+    other.restore(one.rounds, checks=one.checks)
+    for architectures in one.rounds:
+        other.tell(architectures, alike(architectures))
+    assert not other.converged
+    run(other)
+    assert [len(each) for each in other.rounds] == [40, 12, 8]
+    assert other.checks == {1, 2}
+    assert other.converged
+    assert other.evaluation.check == Check(20, 100.0, 100.0, 100.0)
+    assert other.predictor is not None
+    assert max(sizes) == 40
+
+
+def test_an_enlarged_check_that_fails_is_trained_on_as_a_whole() -> None:
+    one, sizes = run(loop_of()), list[int]()
+    other = loop_of(fitted(sizes), verify=20)
+    other.restore(one.rounds, checks=one.checks)
+    for architectures in one.rounds:
+        other.tell(architectures, alike(architectures))
+    check = other.ask()
+    other.tell(check, [30.0] * 8)
+    more = other.ask()
+    assert len(more) == 20
+    assert other.checks == {1, 2}
+    other.tell(more, alike(more))
+    assert other.predictor is not None
+    assert max(sizes) == 80
+
+
+def test_a_check_of_fewer_models_than_bins_is_not_of_the_first_bins() -> None:
+    drawn = set()
+    for seed in range(20):
+        loop = loop_of(verify=2, seed=seed)
+        first = loop.ask()
+        loop.tell(first, alike(first))
+        drawn |= set(BINS.of(np.array([a.depth for a in loop.ask()])).tolist())
+    assert drawn == {0, 1, 2, 3}
+
+
 def test_a_check_of_which_nothing_can_be_measured_confirms_nothing() -> None:
     loop = loop_of()
     first = loop.ask()
@@ -176,6 +218,17 @@ def test_a_campaign_keeps_its_check_apart(tmp_path: Path) -> None:
     assert log.rounds[0]["check"] is None
     assert log.rounds[1]["check"]["models"] == 8
     assert log.rounds[1]["check"]["accuracy_percent"] > 95
+
+
+def test_a_campaign_holds_out_all_rounds_of_its_check(tmp_path: Path) -> None:
+    assemble(tmp_path, FakeProfiler(latency), Log(), verify=8)[2].run()
+    log, sizes = Log(), list[int]()
+    store, _, loop = assemble(tmp_path, FakeProfiler(latency), log, fitted(sizes), verify=20)
+    assert loop.run().converged
+    assert log.checks == [12]
+    assert store.held_out() == {a.key for number in (1, 2) for a in store.plan()[number]}
+    assert max(sizes) == 40
+    assert log.rounds[-1]["check"]["models"] == 20
 
 
 def test_a_campaign_broken_off_in_its_check_goes_on(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from esm_host import load_run
+from esm_host.campaign.run import RoundProgress
 from esm_host.cli.app import app
 from esm_host.report import plots, timing_plots
 from esm_host.report.page import bytes_text, fixed, significant
+from esm_host.transport.fake import FakeProfiler
 from tests.host.dataset.test_group import rack
+from tests.host.fake_campaign import Log, assemble, latency
 from tests.host.report.conftest import finished, written
 from tests.host.report.timings import older, timing
 
@@ -54,6 +58,42 @@ def test_an_unfinished_campaign_has_a_report(campaign: Path, tmp_path: Path) -> 
     assert "not finished" in text
     assert f"esm-host profile --run {run} --resume" in text
     assert "Drift of the device" in text
+
+
+class BrokenOffError(Exception): ...
+
+
+def test_the_report_of_a_campaign_under_way_has_one_state(campaign: Path, tmp_path: Path) -> None:
+    run, log = shutil.copytree(campaign, tmp_path / "run"), Log()
+
+    def break_off() -> None:
+        raise BrokenOffError
+
+    log.on_block_do = break_off
+    changes = {"max_models": 100, "target_accuracy_percent": 100.0}
+    *_, loop = assemble(run, FakeProfiler(latency), log, **changes)
+    with pytest.raises(BrokenOffError):
+        loop.run()
+    ended, going_on = load_run(campaign), load_run(run)
+    assert ended.progress is None
+    assert ended.result is not None
+    number, models = len(ended.result["rounds"]), ended.result["measured_models"]
+    assert going_on.progress == RoundProgress(number, False, 10, 20, False)
+    assert f"{models + 10} measured, not finished" in going_on._repr_html_()
+    text = written(run, tmp_path / "r.html").read_text()
+    assert f"The campaign is under way in round {number}: 10 of 20 models measured." in text
+    assert f"After {models} models, others were predicted with a mean error of" in text
+    assert "not finished" in text
+    assert "converged: target" not in text
+    assert "Held-out predictions" not in text
+
+
+def test_between_two_rounds_no_round_is_under_way(campaign: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(campaign, tmp_path / "run")
+    last = len(load_run(run).rounds()) - 1
+    (run / "result.json").unlink()
+    text = written(run, tmp_path / "r.html").read_text()
+    assert f"The campaign is under way: round {last} has ended, and the next round comes." in text
 
 
 def test_a_report_tells_of_a_groups_devices(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from esm_host.transfer import LEAST_SAMPLES, method_of
 from esm_protos.messages import MeasureSpec
 
 __all__ = [
+    "LEAST_INITIAL",
     "LONG_VISITS",
     "Changes",
     "MeasuringSettings",

@@ -1,0 +1,73 @@
+"""Estimates of a campaign's device time, before it begins and from its blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from esm_host.campaign.estimate import Estimate, estimate, estimate_of_blocks
+from esm_host.cli.live import Live
+from esm_host.dataset.store import Store
+from esm_host.transport.fake import FakeProfiler
+from tests.host.fake_campaign import SETTINGS, SPACE, Log, assemble, latency
+
+EXACT = replace(SETTINGS, spec=replace(SETTINGS.spec, runs=30, precision=0.0))
+PRECISE = replace(SETTINGS, spec=replace(SETTINGS.spec, runs=30, precision=0.02))
+
+
+def test_runs_that_agree_give_one_number() -> None:
+    told = estimate(FakeProfiler(latency), SPACE, EXACT)
+    assert told is not None
+    assert told.model_low_s == pytest.approx(told.model_s)
+    assert told.least_ms < told.most_ms
+
+
+def test_runs_that_scatter_give_a_range() -> None:
+    told = estimate(FakeProfiler(latency, noise=0.3), SPACE, EXACT)
+    assert told is not None
+    assert told.model_low_s < 0.8 * told.model_s
+
+
+def test_models_that_may_end_early_give_a_range() -> None:
+    told = estimate(FakeProfiler(latency), SPACE, PRECISE)
+    assert told is not None
+    assert 2 * told.model_low_s < told.model_s
+
+
+def test_blocks_give_what_they_cost(tmp_path: Path) -> None:
+    assert estimate_of_blocks(Store(tmp_path / "store.sqlite"), SETTINGS) is None
+    store, _, loop = assemble(tmp_path, FakeProfiler(latency), Log(), max_models=60)
+    loop.run()
+    told = estimate_of_blocks(store, SETTINGS)
+    assert told is not None
+    assert told.is_measured
+    busy_s = sum(block.busy_ns for block in store.blocks()) / 1e9
+    models = sum(len(planned) for number, planned in store.plan().items() if number >= 0)
+    assert told.model_s == told.model_low_s == pytest.approx(busy_s / models)
+
+
+def test_estimates_are_said_to_be_rough_until_blocks_are_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    live = Live(quiet=False)
+    live.on_estimate(Estimate(0.5, 2.0, 2.0, 1.0))
+    live.on_round(0, 30)
+    live._block_began -= 80
+    live.on_block("a", 10, 20)
+    live.on_round(1, 5)
+    said = capsys.readouterr().err
+    assert "takes about 0.5 ms, the largest 2 ms; 20 models take about 20 s to 40 s" in said
+    assert "round 0: 30 architectures, about 30 s to 60 s" in said
+    assert "the first 10 models took 80 s" in said
+    assert "round 1: 5 architectures, about 40 s" in said
+
+
+def test_the_rounds_of_a_resumed_campaign_are_estimated_by_its_blocks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    live = Live(quiet=False)
+    live.on_estimate(Estimate(0.5, 2.0, 3.0, 3.0, is_measured=True))
+    live.on_round(2, 20)
+    assert capsys.readouterr().err.splitlines() == ["round 2: 20 architectures, about 60 s"]
