@@ -97,6 +97,7 @@ def time(
     cuda_graph: bool = False,
     allow_fallback: bool = False,
     timeout_s: float = 60.0,
+    load_timeout_s: float = 600.0,
     seed: int = 0,
     profile_runs: int = 0,
     wait: bool = True,
@@ -141,7 +142,8 @@ def time(
         tf32: Deprecated: ``ep_options={"tf32": True}``.
         cuda_graph: Deprecated: ``ep_options={"cuda_graph": True}``.
         allow_fallback: Whether to measure models with nodes on another provider.
-        timeout_s: Largest time of one model in a block, s.
+        timeout_s: Time limit for one inference, s.
+        load_timeout_s: Time limit for loading a model, s; some providers compile for minutes.
         seed: Random seed of the inputs and the visiting order.
         profile_runs: Number of profiled runs, separate from the timed ones; 0 for none.
         wait: Whether to wait for a device that is in use; if False it raises BusyError.
@@ -188,6 +190,7 @@ def time(
         ),
         allow_fallback=allow_fallback,
         model_timeout_s=timeout_s,
+        load_timeout_s=load_timeout_s,
         seed=seed,
     )
     spread_s = 0.0 if spread is None else parse_duration(spread)

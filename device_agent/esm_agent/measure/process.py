@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -48,10 +49,10 @@ _LOOK_NS = 1_000_000_000
 _MAX_LOOKS = 100
 _KEPT_NS = 500_000_000
 """Longest time to create a session and run it once for which sessions are renewed in a block."""
-CELLS = 5
-CURRENT, TICKS, FINISH = 1, 3, 4
+CELLS = 6
+CURRENT, TICKS, FINISH, LOADING = 1, 3, 4, 5
 """Number of cells of the shared page; indices of its current model (or provider that is tried), of
-its ticks and of its request for an early end."""
+its ticks, of its request for an early end, and of the number of models that are loading now."""
 REFERENCES = -1
 """Index of the reference models in the board's cell of the current model."""
 NOTHING = -1
@@ -131,12 +132,14 @@ class Profiled(NamedTuple):
 class Board:
     """Shared page of progress.
 
-    Its cells: state, current model, share done (per million), number of ticks, early end requested.
+    Its cells: state, current model, share done (per million), number of ticks, early end requested,
+    number of models that are loading.
     """
 
     def __init__(self, cells: Any) -> None:
         self.cells = cells
         self._timing = 1.0
+        self._lock = threading.Lock()  # models load in several threads
 
     def try_provider(self, place: int) -> None:
         """Show the provider that is tried, by its index, or :data:`NOTHING`."""
@@ -166,6 +169,20 @@ class Board:
         finally:
             self.cells[CURRENT] = model
             self.tick()
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Show one more model as loading within the context; loading has a time-out of its own."""
+        self._count_loading(1)
+        try:
+            yield
+        finally:
+            self._count_loading(-1)
+
+    def _count_loading(self, more: int) -> None:
+        with self._lock:
+            self.cells[LOADING] += more
+        self.tick()
 
     def tick(self) -> None:
         """Restart the time-out."""
@@ -264,7 +281,7 @@ def main(
     board = Board(cells)
     backends, missing, unusable = _backends(make_backend, make_others, find, skipped or {}, board)
     telemetry = make_telemetry()
-    sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick)
+    sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick, board.loading)
     runtime = f"onnxruntime {onnxruntime.__version__}"
     gpu = any(backend.gpu for backend in backends.values())
     state = telemetry.state(0, quick=True) if gpu else DeviceState(0)
@@ -364,7 +381,9 @@ def _measure(
     for index, measurement in result.measurements.items():
         if measurement.failure is None:
             metrics = {**measurement.metrics, **visits.values(index)}
-            result.measurements[index] = replace(measurement, metrics=metrics)
+            result.measurements[index] = replace(
+                measurement, metrics=metrics, threads_used=visits.threads_used(index)
+            )
     states = witness.states(origin)
     return result._replace(busy_ns=clock() - began, states=states)
 

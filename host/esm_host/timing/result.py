@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from esm_host.arguments import in_python
+from esm_host.arguments import argument, in_python
 from esm_host.errors import EsmError
 from esm_host.evaluation.difference import Ratio, around, paired_ratio, unpaired_ratio
 from esm_host.evaluation.verdict import Judgement, describe_shift
@@ -37,6 +37,8 @@ from esm_protos.statistics import trimmed_mean
 from esm_protos.text import counted
 
 SCHEMA_VERSION = 3
+_MORE_THREADS = 0.5
+"""Threads used beyond those asked for, from which on a result has a warning."""
 
 Words: TypeAlias = Callable[[str], str]
 """Function that renders the marked names of arguments in a message."""
@@ -82,6 +84,7 @@ class Result:
         judgement: Verdict and its reasons; None if the model failed.
         blocks: Latencies in each block, in time order; empty if the model failed.
         own_threads: Whether the execution provider chose the number of threads.
+        threads_option: Option of the provider that the number of threads set; empty: none.
     """
 
     device: str
@@ -92,6 +95,7 @@ class Result:
     judgement: Judgement | None
     blocks: tuple[BlockLatency, ...] = ()
     own_threads: bool = False
+    threads_option: str = ""
 
     @property
     def failure(self) -> Failure | None:
@@ -113,7 +117,18 @@ class Result:
         if nodes := self.measurement.fallback:
             more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
             found.append(f"nodes ran on another provider: {', '.join(nodes[:3])}{more}")
+        if not self.failure and self.measurement.threads_used > self.threads + _MORE_THREADS:
+            found.append(self._more_threads())
         return found
+
+    def _more_threads(self) -> str:
+        provider, used = self.spec.provider, self.measurement.threads_used
+        why = "it ignores the number that was asked for"
+        if self.threads_option:
+            why = f"its option {self.threads_option} was set to {self.threads}"
+        elif self.own_threads:
+            why = f"it chooses their number; see whether {argument('ep_options')} can set it"
+        return f"{provider} used {used:.1f} threads, not {self.threads}: {why}"
 
     @property
     def fed(self) -> str:
