@@ -11,7 +11,7 @@ import enum
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from esm_agent.measure.binding import Bound, values
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.feeds import Feed
 from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
+from esm_agent.measure.weightless import with_weights
 from esm_agent.providers import COMPILED
 from esm_agent.providers.device_memory import DeviceMemory, check_feed
 from esm_agent.providers.placement import (
@@ -56,6 +57,9 @@ Options = Mapping[str, str]
 """Values of all options of a provider, by name."""
 
 CPU = "CPUExecutionProvider"
+_WITHOUT_WEIGHTS = re.compile(r"initializer|external|weightless|did not run on", re.IGNORECASE)
+"""Messages of providers that refuse, or leave to the CPU, nodes whose weights a session gets apart
+from the model."""
 CONVOLUTIONS, MATRICES = (
     UploadedModel(name, Path(__file__).parents[1] / "reference_models" / f"{name}.onnx")
     for name in ("arithmetic", "large")
@@ -142,6 +146,7 @@ class Provider(Backend):
     files: Path | None = None
     threads_option: str = ""
     chooses_threads: bool = False
+    _needs_weights = False
 
     def __init__(self, device: int = 0, runtime: Any = onnxruntime) -> None:
         self.device = device
@@ -250,6 +255,26 @@ class Provider(Backend):
                 nodes fell back although the spec does not allow it.
             DeviceLostError: the process must end.
         """
+        if self._needs_weights:
+            return self._load_with_weights(model, spec) or self._load(model, spec)
+        try:
+            return self._load(model, spec)
+        except ModelError as error:
+            if not self.may_fall_back or not _WITHOUT_WEIGHTS.search(str(error)):
+                raise
+            with suppress(ModelError):  # the first error tells more
+                loaded = self._load_with_weights(model, spec)
+                if loaded is not None:
+                    self._needs_weights = True
+                    return loaded
+            raise
+
+    def _load_with_weights(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel | None:
+        """Return a weightless model that is loaded from a copy with weights; None for others."""
+        with with_weights(model, spec.seed) as whole:
+            return None if whole is None else self._load(whole, spec)
+
+    def _load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
         nodes = None
         if not self.memory:
             session = self._session(model, spec, Use.TIMED)
@@ -285,7 +310,10 @@ class Provider(Backend):
             ModelError: the model cannot be profiled.
             DeviceLostError: the process must end.
         """
-        with profiling.folder() as prefix:
+        with ExitStack() as until_done:
+            prefix = until_done.enter_context(profiling.folder())
+            if self._needs_weights:
+                model = until_done.enter_context(with_weights(model, spec.seed)) or model
             session = self._session(model, spec, Use.PROFILED, prefix)
             feed = self._feed(session, model, spec)
             run: Callable[[], object] = partial(_run, session, feed)
