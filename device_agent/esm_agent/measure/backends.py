@@ -116,10 +116,10 @@ def failure_of(provider: Backend, error: Exception) -> str:
 
 def load_error(error: Exception, path: Path) -> ModelError:
     """Return the error to report if the runtime cannot create a session."""
-    kind, text = failure_kind(error), one_line(error)
-    if kind is not FailureKind.OUT_OF_MEMORY and (newer := too_new(path)):
-        kind, text = FailureKind.UNSUPPORTED_OP, newer
-    return ModelError(kind, text)
+    failure = outcome(error)
+    if failure.kind is not FailureKind.OUT_OF_MEMORY and (newer := too_new(path)):
+        return ModelError(FailureKind.UNSUPPORTED_OP, newer)
+    return ModelError(failure.kind, failure.message)
 
 
 def session_options(

@@ -279,7 +279,9 @@ def main(
     from esm_agent.measure.backends import failure_of
 
     board = Board(cells)
-    backends, missing, unusable = _backends(make_backend, make_others, find, skipped or {}, board)
+    backends, missing, found, unusable = _backends(
+        make_backend, make_others, find, skipped or {}, board
+    )
     telemetry = make_telemetry()
     sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick, board.loading)
     runtime = f"onnxruntime {onnxruntime.__version__}"
@@ -287,17 +289,25 @@ def main(
     state = telemetry.state(0, quick=True) if gpu else DeviceState(0)
     infos: list[ProviderInfo] = []
     findings: list[Finding] = []
-    for backend in backends.values():
+    for name, backend in list(backends.items()):
         try:
-            infos.append(backend.info(state))
-            infos[-1].check()
+            info = backend.info(state)
+            info.check()
             findings += backend.findings()
         except Exception as error:  # anything that a user's provider may do
-            connection.send(Refusal(failure_of(backend, error)))
-            return
+            problem = failure_of(backend, error)
+            if name not in found:
+                connection.send(Refusal(problem))
+                return
+            del backends[name]
+            unusable.append(replace(found[name], problem=problem))
+        else:
+            infos.append(info)
     told = tuple(metric for source in sources for metric in source.metrics)
     connection.send(
-        Hello(runtime, tuple(infos), isolation, missing, unusable, tuple(findings), gpu, told)
+        Hello(
+            runtime, tuple(infos), isolation, missing, tuple(unusable), tuple(findings), gpu, told
+        )
     )
     while True:
         try:
@@ -318,21 +328,22 @@ def _backends(
     find: Finder | None,
     skipped: Mapping[int, str],
     board: Board,
-) -> tuple[dict[str, Backend], dict[int, str], tuple[ProviderInfo, ...]]:
+) -> tuple[dict[str, Backend], dict[int, str], dict[str, ProviderInfo], list[ProviderInfo]]:
     """Return the working backends by name, and those that do not work.
 
     Returns:
-        The backends; the reason for each missing one of ``make_others``, by index; the found ones
-        that do not work.
+        The backends; the reason for each missing one of ``make_others``, by index; what ``find``
+        knew of each backend that it found, by name; the found ones that do not work.
     """
     from esm_agent.errors import ProviderMissingError
 
     first: Backend = make_first()
     made = {first.name: first}
     missing: dict[int, str] = {}
+    found: dict[str, ProviderInfo] = {}
     unusable = []
 
-    def attempt(place: int, make: BackendFactory, name: str = "") -> None:
+    def attempt(place: int, make: BackendFactory, name: str = "") -> str:
         board.try_provider(place)
         if place in skipped:
             raise ProviderMissingError(skipped[place])
@@ -343,6 +354,7 @@ def _backends(
         if backend.name in made:
             raise ProviderMissingError(taken.format(backend.name))
         made[backend.name] = backend
+        return backend.name
 
     for place, make in enumerate(make_others):
         try:
@@ -352,11 +364,11 @@ def _backends(
     board.try_provider(NOTHING)
     for place, (info, make) in enumerate(find() if find else (), start=len(make_others)):
         try:
-            attempt(place, make, info.name)
+            found[attempt(place, make, info.name)] = info
         except ProviderMissingError as error:
             unusable.append(replace(info, problem=error.problem))
     board.try_provider(NOTHING)
-    return made, missing, tuple(unusable)
+    return made, missing, found, unusable
 
 
 def _measure(

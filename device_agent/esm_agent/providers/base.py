@@ -33,7 +33,7 @@ from esm_agent.measure.backends import (
 from esm_agent.measure.binding import Bound, values
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.feeds import Feed
-from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
+from esm_agent.measure.outcomes import ModelError, one_line, outcome
 from esm_agent.measure.weightless import with_weights
 from esm_agent.providers import COMPILED
 from esm_agent.providers.device_memory import DeviceMemory, check_feed
@@ -207,7 +207,8 @@ class Provider(Backend):
 
     def explain(self, error: Exception) -> ModelError:
         """Return the error to report if binding or running a model raised ``error``."""
-        return ModelError(failure_kind(error), one_line(error))
+        failure = outcome(error)
+        return ModelError(failure.kind, failure.message)
 
     # Common to all providers
 

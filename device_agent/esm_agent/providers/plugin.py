@@ -77,12 +77,17 @@ def _told(package: Any, names: Sequence[str]) -> str:
 
     Raises:
         AttributeError: it has none of them.
+        TypeError: it tells no text.
     """
-    found = next((getattr(package, name) for name in names if hasattr(package, name)), None)
-    if found is None:
+    name = next((name for name in names if getattr(package, name, None) is not None), None)
+    if name is None:
         raise AttributeError(f"it has none of {', '.join(names)}")
+    found = getattr(package, name)
     told = found() if callable(found) else found
-    return str(told if isinstance(told, str | os.PathLike) else next(iter(told)))
+    first = next(iter(told), None) if isinstance(told, list | tuple) else told
+    if not isinstance(first, str | os.PathLike) or not str(first):
+        raise TypeError(f"its {name} gives {told!r} where a text is needed")
+    return str(first)
 
 
 class PluginProvider(Provider):
