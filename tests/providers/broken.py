@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from esm_agent.measure.process import Candidate
 from esm_agent.providers import find_providers
 from esm_agent.providers.base import Provider
 from esm_agent.providers.built_in import BuiltInProvider
+from esm_agent.providers.discovery import _proved
 from esm_agent.providers.plugin import Library, PluginProvider
 from esm_protos.messages import DeviceState
 from esm_protos.providers import ProviderInfo
@@ -134,10 +136,11 @@ class NamelessProvider(BuiltInProvider):
         return {}
 
 
-def find(libraries: Sequence[tuple[str, str]] = (), device: int = 0) -> list[Candidate]:
-    """The providers of this machine with those that fail."""
-    from esm_agent.providers import discovery
-
+def find(
+    packages: Path, libraries: Sequence[tuple[str, str]] = (), device: int = 0
+) -> list[Candidate]:
+    """The providers of this machine with those that fail, and those of a folder of packages."""
+    sys.path.insert(0, str(packages))
     no_device = PluginProvider(
         "no-device",
         Library("no-device", Path(NO_DEVICE)),
@@ -146,8 +149,5 @@ def find(libraries: Sequence[tuple[str, str]] = (), device: int = 0) -> list[Can
     broken: list[Provider] = [BuiltInProvider(ACME, 0, BrokenRuntime()), no_device]
     broken += [NamelessProvider(name) for name in ("info-raises", "bad name")]
     broken += [UnprovedProvider(action) for action in ("raises", "foreign", "exits", "hangs")]
-    own = [
-        Candidate(ProviderInfo(each.name), discovery.partial(discovery._proved, each))
-        for each in broken
-    ]
+    own = [Candidate(ProviderInfo(each.name), partial(_proved, each)) for each in broken]
     return [*own, *find_providers(libraries, device)]

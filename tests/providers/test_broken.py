@@ -168,7 +168,7 @@ CLASSES = {
         OWN + '    runtime_name = "NopeExecutionProvider"\n',
         "this onnxruntime has none",
     ),
-    "options": (OWN + "    options = 7\n", "options"),
+    "options": (OWN + "    options = 7\n", "options is 7: give a tuple of ProviderOption"),
     "default": (
         OWN + '    options = (ProviderOption("n", "int", "many"),)\n',
         "the option 'n' has the default 'many': give a whole number",
@@ -179,7 +179,7 @@ CLASSES = {
     "prepare-segv": (OWN + "    def prepare(self): act('segv')\n", "killed by SIGSEGV"),
     "configure": (
         OWN + "    def configure(self, session, options): session.no_such = options['no']\n",
-        "own.py:Own: 'no'",
+        "own.py:Own: KeyError: 'no'",
     ),
     "providers": (OWN + "    def providers(self, options, use): return 7\n", "own.py:Own"),
     "identity": (OWN + "    def identity(self, device): return 7\n", "own.py:Own"),
@@ -196,11 +196,10 @@ LIBRARIES = {
 """Values of ``--ep-library``, and why the agent does not start with it."""
 REAL = {
     ("openvino", "no_such_option=1"): "no_such_option",
-    ("openvino", "device_type=NO_SUCH"): "NO_SUCH",
+    ("openvino", "device_type=NO_SUCH"): "the OpenVINO provider did not load",
     ("openvino", "cache_dir=/tmp/x"): "options may not name files",
-    ("openvino", "load_config=no.json"): "load_config",
+    ("openvino", "load_config=no.json"): "the OpenVINO provider did not load",
     ("qnn", "backend_type=cpu"): "did not run on QNN",
-    ("qnn", "backend_type=no_such"): "no_such",
     ("qnn", "backend_path=/no/such.so"): "options may not name files",
 }
 """Options of real providers that are wrong, or need a library that is not there."""
@@ -242,14 +241,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(folder: Path) -> Iterator[str]:
     """An agent with short limits that has found all of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        patch.setattr(server, "find_providers", broken.find)
+        patch.setattr(server, "find_providers", partial(broken.find, folder))
         patch.setattr(server, "Worker", partial(Worker, try_timeout_s=3))
         started = AgentServer("127.0.0.1", 0, confinement=Confinement(memory_bytes=8 << 30))
-        try:
-            yield f"127.0.0.1:{started.port}"
-        finally:
-            started.stop()
+    try:
+        yield f"127.0.0.1:{started.port}"
+    finally:
+        started.stop()
 
 
 @pytest.fixture(scope="module")
@@ -384,3 +382,12 @@ def test_a_real_provider_that_is_set_up_wrongly(
     assert REAL[wheel, option] in result["failure"]["message"]
     assert "\n" not in result["failure"]["message"]
     assert_alive(address, folder)
+
+
+def test_a_backend_that_is_none_is_wrong_usage(wheels: Callable[[str], str], folder: Path) -> None:
+    """QNN would run on its default backend instead."""
+    words = ("--ep", "qnn", "--ep-option", "backend_type=no_such")
+    code, result, stderr = time(wheels("qnn"), folder / "good.onnx", *words)
+    assert (code, result) == (2, None)
+    assert "backend_type=no_such: give htp or cpu" in stderr
+    assert_alive(wheels("qnn"), folder)

@@ -23,7 +23,11 @@ NAMES = ("get_ep_names", "get_ep_name", "EP_NAME")
 """Functions or texts of packages with the names of their providers; the first are documented."""
 _EMULATED = {
     "qnn": ProviderOption(
-        "backend_type", "text", "htp", "Backend; htp emulates the accelerator on the CPU."
+        "backend_type",
+        "text",
+        "htp",
+        "Backend; htp emulates the accelerator on the CPU.",
+        ("htp", "cpu", "gpu", "saver", "ir"),  # the plug-in takes its default for others
     ),
 }
 """Option without which a provider runs nothing if the CPU is its only device."""
