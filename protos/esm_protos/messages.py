@@ -625,6 +625,8 @@ class Measurement:
         warm_ns: Latency at the end of each long visit.
         threads_used: Processor time of the measuring process per time of the model's visits,
             spinning threads included; 0 if unknown.
+        compiled: ``"cached"`` if ``load_ns`` is that of a model from the agent's cache of compiled
+            models, ``"fresh"`` if it includes compiling for the cache; empty otherwise.
     """
 
     model_id: str
@@ -646,6 +648,7 @@ class Measurement:
     warming_ns: tuple[float, ...] = ()
     warm_ns: Nanoseconds = field(default_factory=_none)
     threads_used: float = 0.0
+    compiled: str = ""
 
     @classmethod
     def failed(cls, model_id: str, kind: FailureKind, message: str) -> Measurement:

@@ -39,6 +39,8 @@ class LoadedModel:
         ran_on: Number of nodes on each provider; empty if not determined.
         fallback: Names of nodes on another provider than the requested one.
         settles: Whether the processor raises its clock under load.
+        compiled: ``"cached"`` if the model came compiled from the cache, ``"fresh"`` if it was
+            compiled for it; empty otherwise.
     """
 
     run: Callable[[], object]
@@ -47,6 +49,7 @@ class LoadedModel:
     ran_on: tuple[tuple[str, int], ...] = ()
     fallback: tuple[str, ...] = ()
     settles: bool = False
+    compiled: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

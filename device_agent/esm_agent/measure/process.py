@@ -626,6 +626,7 @@ def _measurement(
         weight_bytes=model.weight_bytes,
         ran_on=model.model.ran_on,
         fallback=model.model.fallback,
+        compiled=model.model.compiled,
     )
     device = model.device
     if device is None:

@@ -203,13 +203,15 @@ class Sessions:
         keys = [key for key, kept in self._kept.items() if kept is old]
         for key in keys:
             del self._kept[key]
-        as_before = old._asdict()
+        as_before, compiled = old._asdict(), old.model.compiled
         del old, as_before["model"]  # frees memory for the new session
         made = self._made(job, index)
         model = made if isinstance(made, Failure) else self._first_run(made)
         if isinstance(model, Failure):
             return model
-        loaded[index] = model._replace(**as_before)
+        # The first session tells how the model was loaded.
+        again = replace(model.model, compiled=compiled)
+        loaded[index] = model._replace(**as_before, model=again)
         self._kept |= dict.fromkeys(keys, loaded[index])
         return None
 

@@ -233,6 +233,7 @@ class Result:
             "own_threads": self.own_threads,
             "ran_on": dict(measured.ran_on),
             "fallback": list(measured.fallback),
+            "compiled": measured.compiled or None,
             "verdict": self.judgement and self.judgement.verdict.value,
             "warnings": [*map(words, (*self.warnings, *self.assumptions))],
             "profile": measured.profile and _profile(measured.profile),

@@ -557,7 +557,7 @@ class Failure(_message.Message):
     def __init__(self, kind: _Optional[_Union[FailureKind, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ModelResult(_message.Message):
-    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback", "inputs", "peak_rss_bytes", "profile", "runs_per_visit", "weight_bytes", "session_runs", "warming_ns", "warm_ns", "metrics", "threads_used")
+    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback", "inputs", "peak_rss_bytes", "profile", "runs_per_visit", "weight_bytes", "session_runs", "warming_ns", "warm_ns", "metrics", "threads_used", "compiled")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     LATENCY_NS_FIELD_NUMBER: _ClassVar[int]
@@ -579,6 +579,7 @@ class ModelResult(_message.Message):
     WARM_NS_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     THREADS_USED_FIELD_NUMBER: _ClassVar[int]
+    COMPILED_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     failure: Failure
     latency_ns: _containers.RepeatedScalarFieldContainer[int]
@@ -600,7 +601,8 @@ class ModelResult(_message.Message):
     warm_ns: _containers.RepeatedScalarFieldContainer[int]
     metrics: _containers.RepeatedCompositeFieldContainer[MetricValue]
     threads_used: float
-    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., runs_per_visit: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., session_runs: _Optional[_Iterable[int]] = ..., warming_ns: _Optional[_Iterable[float]] = ..., warm_ns: _Optional[_Iterable[int]] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., threads_used: _Optional[float] = ...) -> None: ...
+    compiled: str
+    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., runs_per_visit: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., session_runs: _Optional[_Iterable[int]] = ..., warming_ns: _Optional[_Iterable[float]] = ..., warm_ns: _Optional[_Iterable[int]] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., threads_used: _Optional[float] = ..., compiled: _Optional[str] = ...) -> None: ...
 
 class MetricValue(_message.Message):
     __slots__ = ("key", "value")
