@@ -150,7 +150,8 @@ class Provider(Backend):
     threads_option: str = ""
     chooses_threads: bool = False
     _needs_weights = False
-    _reads_compiled = True
+    _can_keep = True
+    _built: tuple[object, ...] = ()
 
     def __init__(self, device: int = 0, runtime: Any = onnxruntime) -> None:
         self.device = device
@@ -289,7 +290,7 @@ class Provider(Backend):
                 loaded = self._loaded(self._bound(session, feed), Placement(found.ran_on))
                 return replace(loaded, compiled="cached")
             cache.drop(key)
-            cache, self._reads_compiled = None, False
+            cache, self._can_keep = None, False
         nodes = None
         if not self.memory:
             with nullcontext() if cache is None else cache.writing() as path:
@@ -322,23 +323,26 @@ class Provider(Backend):
         self, model: UploadedModel, spec: MeasureSpec, path: Path | None
     ) -> tuple[Any, bool]:
         """Return a session, and whether the runtime has written the compiled model to ``path``."""
-        if path is not None:
-            with suppress(ModelError):  # the next one tells whether the model is to blame
-                return self._session(model, spec, Use.TIMED, compiled=path), path.exists()
-        return self._session(model, spec, Use.TIMED), False
+        if path is None:
+            return self._session(model, spec, Use.TIMED), False
+        with suppress(ModelError):  # the next one tells whether the model is to blame
+            return self._session(model, spec, Use.TIMED, compiled=path), path.exists()
+        session = self._session(model, spec, Use.TIMED)
+        self._can_keep = False
+        return session, False
 
     def _compiled_key(self, model: UploadedModel, spec: MeasureSpec) -> str:
         """Return the key of all that decides what the provider compiles from a model."""
         return key_of(
             model,
-            (self.runtime_name, self.version, self.runtime.__version__, self.device),
+            (self.runtime_name, self.version, self.runtime.__version__, self.device, self._built),
             (platform.machine(), platform.node(), Path(inspect.getfile(type(self))).read_bytes()),
             (spec.execution, model.case.threads or spec.threads, spec.seed),
         )
 
     @property
     def _caches_compiled(self) -> bool:
-        return self.may_fall_back and not self.memory and self._reads_compiled
+        return self.may_fall_back and not self.memory and self._can_keep
 
     def _compiled_session(
         self, compiled: Compiled, model: UploadedModel, spec: MeasureSpec

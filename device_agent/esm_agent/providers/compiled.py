@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esm_agent.measure.block import UploadedModel
+
+log = logging.getLogger(__name__)
 
 VARIABLE = "ESM_AGENT_COMPILED_CACHE"
 """Environment variable with the folder of the cache; the measuring process inherits it."""
@@ -56,22 +59,30 @@ class CompiledCache:
         return Compiled(entry / _MODEL, tuple((name, count) for name, count in nodes))
 
     @contextmanager
-    def writing(self) -> Iterator[Path]:
+    def writing(self) -> Iterator[Path | None]:
         """Yield the path for a new compiled model, which is dropped unless :meth:`keep` keeps it.
 
-        Raises:
-            OSError: the folder cannot be written to.
+        Yields:
+            The path; None if the folder cannot be written to.
         """
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="new-", dir=self._folder) as folder:
-            yield Path(folder, _MODEL)
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new = tempfile.mkdtemp(prefix="new-", dir=self._folder)
+        except OSError as error:
+            log.warning("no compiled model is kept: %s", error)
+            yield None
+            return
+        try:
+            yield Path(new, _MODEL)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
     def keep(self, key: str, path: Path, ran_on: tuple[tuple[str, int], ...]) -> None:
         """Keep the compiled model that was written to ``path``."""
-        (path.parent / _NODES).write_text(json.dumps(ran_on))
-        with suppress(OSError):  # another agent has kept the same one
+        with suppress(OSError):  # the disk is full, or another agent has kept the same one
+            (path.parent / _NODES).write_text(json.dumps(ran_on))
             os.rename(path.parent, self._folder / key)
-        self._trim()
+            self._trim()
 
     def drop(self, key: str) -> None:
         """Drop the model of a key."""

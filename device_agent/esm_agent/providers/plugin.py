@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,9 @@ class PluginProvider(Provider):
             return "registered, offers no device on this machine"
         if self._library.path is not None:
             self.files = self._library.path.parent
+            with suppress(OSError):
+                about = self._library.path.stat()
+                self._built = (str(self._library.path), about.st_size, about.st_mtime_ns)
         self._config = _CONFIGS.get(known(self.runtime_name).name)
         self.threads_option = "" if self._config else known(self.runtime_name).threads_option
         kinds = list(dict.fromkeys(map(_kind, self._devices)))

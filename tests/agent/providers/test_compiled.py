@@ -18,8 +18,9 @@ from esm_agent.measure.outcomes import ModelError
 from esm_agent.providers.built_in import BuiltInProvider
 from esm_agent.providers.compiled import VARIABLE, CompiledCache
 from esm_agent.providers.cpu import CpuProvider
+from esm_agent.providers.plugin import Library, PluginProvider
 from esm_protos.messages import Case, FailureKind, MeasureSpec
-from tests.agent.fake_runtimes import CPU, OPENVINO, FakeRuntime
+from tests.agent.fake_runtimes import CPU, OPENVINO, FakeRuntime, device
 from tests.helpers import ARITHMETIC
 
 MODEL = UploadedModel("m", ARITHMETIC)
@@ -107,9 +108,10 @@ def test_another_version_compiles_again(folder: Path) -> None:
 def test_a_provider_that_writes_nothing_is_as_without_a_cache(
     folder: Path, writes: bool | None
 ) -> None:
-    runtime = Compiling(writes)
-    assert [loaded(runtime).compiled for _ in range(2)] == ["", ""]
+    provider = BuiltInProvider(OPENVINO, 0, runtime := Compiling(writes))
+    assert [provider.load(MODEL, SPEC).compiled for _ in range(2)] == ["", ""]
     assert list(folder.iterdir()) == []
+    assert len(runtime.paths) == (3 if writes is None else 2), "it is asked once"
 
 
 def test_what_cannot_be_read_is_dropped_and_compiled(folder: Path) -> None:
@@ -128,6 +130,23 @@ def test_a_model_with_fallback_is_not_kept(folder: Path) -> None:
     allowed = loaded(runtime, replace(SPEC, allow_fallback=True))
     assert (allowed.compiled, bool(allowed.fallback)) == ("", True)
     assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_costs_no_model(folder: Path) -> None:
+    folder.touch()
+    assert loaded(Compiling()).compiled == ""
+
+
+def test_a_library_that_was_built_again_compiles_again(folder: Path, tmp_path: Path) -> None:
+    library = tmp_path / "libacme.so"
+    keys = set()
+    for code in ("one", "another"):
+        library.write_text(code)
+        runtime = FakeRuntime(offered={str(library): [device("AcmeEP")]})
+        provider = PluginProvider("acme", Library("Acme", library), "2.0", 0, runtime)
+        assert provider.why_not() == ""
+        keys.add(provider._compiled_key(MODEL, SPEC))
+    assert len(keys) == 2
 
 
 def test_without_a_folder_and_on_the_cpu_nothing_is_written(
