@@ -41,7 +41,7 @@ HOSTS = 4
 READINGS = 60
 """Number of readings over the whole run, of which ten rows are printed."""
 ROWS = 10
-SPEC = MeasureSpec(runs=3, warmup=0, model_timeout_s=10)
+SPEC = MeasureSpec(runs=3, warmup=0, model_timeout_s=10, load_timeout_s=10)
 
 
 class Reading(NamedTuple):

@@ -212,6 +212,15 @@ def serve(
     max_block_time: Annotated[
         float, typer.Option(help="Time limit of a block, in seconds.", min=1, max=86_400)
     ] = 3600.0,
+    compiled_cache: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="ESM_AGENT_COMPILED_CACHE",
+            metavar="FOLDER",
+            help="Folder for compiled models of execution providers that can write them, up to "
+            "4G. A model that is in it loads faster. By default, every load compiles.",
+        ),
+    ] = None,
 ) -> None:
     """Serve measurements until Ctrl-C, SIGTERM or SIGHUP; a second signal stops at once.
 
@@ -251,6 +260,12 @@ def serve(
     except ValueError as error:
         fail(2, str(error))
     leave_cpus(confinement.cpus)
+    if compiled_cache is not None:
+        try:
+            compiled_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            fail(2, f"--compiled-cache {compiled_cache}: {error.strerror}, give another folder")
+        os.environ["ESM_AGENT_COMPILED_CACHE"] = str(compiled_cache.absolute())
     try:
         if metrics_port is not None:
             counters = PrometheusMetrics(metrics_host, metrics_port)

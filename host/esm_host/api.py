@@ -103,6 +103,7 @@ def time(
     session_options: Mapping[str, object] | None = None,
     free_dims: Mapping[str, int] | None = None,
     timeout_s: float = 60.0,
+    load_timeout_s: float = 600.0,
     seed: int = 0,
     profile_runs: int = 0,
     wait: bool = True,
@@ -155,7 +156,8 @@ def time(
         session_options: Config entries of the runtime's ``SessionOptions``, such as
             ``{"session.intra_op.allow_spinning": False}``.
         free_dims: Sizes of named dimensions that are fixed before the graph is optimized.
-        timeout_s: Largest time of one model in a block, s.
+        timeout_s: Time limit for one inference, s.
+        load_timeout_s: Time limit for loading a model, s; some providers compile for minutes.
         seed: Random seed of the inputs and the visiting order.
         profile_runs: Number of profiled runs, separate from the timed ones; 0 for none.
         wait: Whether to wait for a device that is in use; if False it raises BusyError.
@@ -210,6 +212,7 @@ def time(
         allow_fallback=allow_fallback,
         session=session,
         model_timeout_s=timeout_s,
+        load_timeout_s=load_timeout_s,
         seed=seed,
     )
     spread_s = 0.0 if spread is None else parse_duration(spread)

@@ -17,6 +17,7 @@ _FLAGS = {
     "group_tolerance_percent": "--group-tolerance",
     "inputs": "--input",
     "limits": "--limit",
+    "load_timeout_s": "--load-timeout",
     "max_block_s": "--max-time",
     "max_latency_ms": "--max-latency",
     "max_time_s": "--max-time",

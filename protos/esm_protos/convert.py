@@ -134,17 +134,21 @@ def spec_to_pb(spec: MeasureSpec) -> pb.MeasureSpec:
     return pb.MeasureSpec(protocol=_PROTOCOLS[spec.run_order], **fields)
 
 
+_SPEC_OMITTED = ("run_order", "sessions", "load_timeout_s", "provider_options", "session")
+
+
 def spec_from_pb(message: pb.MeasureSpec) -> MeasureSpec:
     """Return a spec from its protobuf message."""
     return MeasureSpec(
         run_order=_member(_PROTOCOLS, message.protocol, "protocol"),
         sessions=message.sessions or 1,
+        load_timeout_s=message.load_timeout_s or message.model_timeout_s,
         provider_options={
             **{name: "1" for name in older_peers.OPTION_FIELDS if getattr(message, name)},
             **message.provider_options,
         },
         session=_session_from_pb(message.session),
-        **_received(message, MeasureSpec, "run_order", "sessions", "provider_options", "session"),
+        **_received(message, MeasureSpec, *_SPEC_OMITTED),
     )
 
 

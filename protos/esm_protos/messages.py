@@ -46,6 +46,7 @@ ANNOUNCED_AS = "_esm-agent._tcp.local."
 """Service type of agents in mDNS."""
 
 MAX_THREADS = 1024
+_TIMEOUTS = ("model_timeout_s", "load_timeout_s")
 
 _MOST_OPTIONS = 1000
 
@@ -101,7 +102,8 @@ class MeasureSpec:
         provider: Execution provider, by its name in :attr:`DeviceInfo.providers`.
         provider_options: Values of the provider's options, by name; others have their default
             (:class:`esm_protos.providers.ProviderOption`).
-        model_timeout_s: Time limit for loading a model or for one inference, seconds.
+        model_timeout_s: Time limit for one inference, seconds.
+        load_timeout_s: Time limit for loading a model, seconds; providers that compile take long.
         precision: Target half-width of the 95 % interval, as a share of the latency; 0 sets no
             target. ``interleaved`` only.
         max_block_s: Time after which no new round begins, seconds; 0 sets no limit.
@@ -133,6 +135,7 @@ class MeasureSpec:
     provider: str = "cpu"
     provider_options: Mapping[str, str] = field(default_factory=dict, hash=False)
     model_timeout_s: float = 60.0
+    load_timeout_s: float = 600.0
     precision: float = 0.0
     max_block_s: float = 0.0
     min_block_s: float = 0.0
@@ -160,7 +163,8 @@ class MeasureSpec:
                 raise ValueError(f"{name} {value!r}: give a whole number")
             if not low <= int(value) <= high:
                 raise ValueError(f"{name} {value} is outside {low} to {high}")
-        for name in ("trim", "model_timeout_s", "precision", "max_block_s", "min_block_s"):
+        numbers = ("trim", *_TIMEOUTS, "precision", "max_block_s", "min_block_s")
+        for name in numbers:
             if not isinstance(value := getattr(self, name), Real):
                 raise ValueError(f"{name} {value!r}: give a number")
         if not isinstance(self.provider, str):
@@ -176,10 +180,9 @@ class MeasureSpec:
             raise ValueError(f"run_order {self.run_order!r}: give {known}")
         if not 0 <= self.trim < 0.5:
             raise ValueError(f"trim {self.trim:g} is outside 0 to below 0.5")
-        if not 0 < self.model_timeout_s <= 86_400:
-            raise ValueError(
-                f"model_timeout_s {self.model_timeout_s:g} is not above 0 and up to 86400"
-            )
+        for name in _TIMEOUTS:
+            if not 0 < getattr(self, name) <= 86_400:
+                raise ValueError(f"{name} {getattr(self, name):g} is not above 0 and up to 86400")
         if not 0 <= self.precision < 1:
             raise ValueError(f"precision {self.precision:g} is outside 0 to below 1")
         if self.precision and self.run_order is RunOrder.SEQUENTIAL:
@@ -628,6 +631,10 @@ class Measurement:
         session_runs: Number of counted runs of each session, in order of time; empty for one.
         warming_ns: Trimmed means of a visit's uncounted runs, by position in the visit.
         warm_ns: Latency at the end of each long visit.
+        threads_used: Processor time of the measuring process per time of the model's visits,
+            spinning threads included; 0 if unknown.
+        compiled: ``"cached"`` if ``load_ns`` is that of a model from the agent's cache of compiled
+            models, ``"fresh"`` if it includes compiling for the cache; empty otherwise.
     """
 
     model_id: str
@@ -648,6 +655,8 @@ class Measurement:
     session_runs: tuple[int, ...] = ()
     warming_ns: tuple[float, ...] = ()
     warm_ns: Nanoseconds = field(default_factory=_none)
+    threads_used: float = 0.0
+    compiled: str = ""
 
     @classmethod
     def failed(cls, model_id: str, kind: FailureKind, message: str) -> Measurement:
@@ -673,6 +682,7 @@ class Measurement:
             "load_ms": self.load_ns / 1e6,
             **{key: float(np.median(taken)) / 1e6 for key, taken in copies.items() if taken.size},
             **({"weight_bytes": self.weight_bytes} if self.weight_bytes else {}),
+            **({"threads_used": self.threads_used} if self.threads_used else {}),
             **self.metrics,
         }
 

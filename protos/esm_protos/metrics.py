@@ -278,7 +278,16 @@ _SESSION = (
     _ms("copy_out_ms", "outputs from a GPU's memory, median; not part of the latency", since=2),
 )
 _WEIGHTS = _bytes("weight_bytes", "initializers of the model", heading="weights", shown=Shown.FILES)
-METRICS = (LATENCY, PEAK_MEMORY, *_SESSION, _WEIGHTS)
+THREADS_USED = Metric(
+    "threads_used",
+    "",
+    "processor seconds of the measuring process per second of the model's runs; threads that spin "
+    "while they wait count",
+    format=Format.RATE,
+    title="threads used",
+    shown=Shown.WIDE,
+)
+METRICS = (LATENCY, PEAK_MEMORY, *_SESSION, THREADS_USED, _WEIGHTS)
 """Measured metrics of a model. :data:`STATISTICS` has further statistics of the latency."""
 
 
@@ -346,7 +355,7 @@ STATISTICS = (
 )
 """Metrics derived from a model's runs."""
 
-NUMBERS = (LATENCY, *STATISTICS, *_SESSION, PEAK_MEMORY, _WEIGHTS)
+NUMBERS = (LATENCY, *STATISTICS, *_SESSION, THREADS_USED, PEAK_MEMORY, _WEIGHTS)
 """All metrics of this version, in the order of the outputs."""
 KNOWN: Mapping[str, Metric] = {metric.key: metric for metric in NUMBERS}
 

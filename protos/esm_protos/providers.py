@@ -137,6 +137,8 @@ class ProviderInfo:
         """
         if not _is_name(self.name):
             raise DeclarationError(f"the name {self.name!r} {_NO_NAME}")
+        if not isinstance(self.options, tuple | list):
+            raise DeclarationError(f"options is {self.options!r}: give a tuple of ProviderOption")
         seen: set[str] = set()
         for option in self.options:
             if not isinstance(option, ProviderOption):

@@ -19,7 +19,7 @@ class ScriptedBackend(Backend):
     """``ok``, ``crash``, ``crash once PATH``, ``hang``, ``invalid``, ``memory``, ``sleep S``,
     ``dies`` (while it loads), ``killed`` (likewise, as by the system), ``log PATH`` (a line for
     every load), ``slow PATH`` (0.25 s, a line for every run),
-    ``eat BYTES`` (memory, while it loads),
+    ``eat BYTES`` (memory, while it loads), ``loads S`` (seconds),
     ``untyped`` (an exception while it loads), ``raises N`` (one in its Nth run),
     ``profile fails``, ``profile dies``, ``profile hangs``."""
 
@@ -49,6 +49,8 @@ class ScriptedBackend(Backend):
         if word == "log":
             with Path(rest).open("a") as file:
                 file.write("loaded\n")
+        if word == "loads":
+            time.sleep(float(rest))
         if word == "invalid":
             raise ModelError(FailureKind.INVALID_MODEL, "scripted")
         if word == "memory":

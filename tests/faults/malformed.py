@@ -91,7 +91,7 @@ def _zeros(size: int) -> tuple[bytes, bytes]:
 def _good_upload(lease_id: str, rng: random.Random) -> list[pb.MeasureBlockRequest]:
     data = _small_model()
     models = tuple(Model(f"m{i}", data + bytes([0x4A, 1, i])) for i in range(rng.choice((1, 2))))
-    spec = MeasureSpec(runs=1, warmup=0, model_timeout_s=10)
+    spec = MeasureSpec(runs=1, warmup=0, model_timeout_s=10, load_timeout_s=10)
     return list(convert.block_to_requests(Block(f"b{rng.random()}", spec, models), lease_id))
 
 

@@ -136,7 +136,7 @@ def send_requests(agent: Agent, kind: str, numbers: range) -> Counter[str]:
 
 def send_models(agent: Agent, numbers: range) -> Counter[str]:
     counts: Counter[str] = Counter()
-    spec = MeasureSpec(runs=1, warmup=0, model_timeout_s=3)
+    spec = MeasureSpec(runs=1, warmup=0, model_timeout_s=3, load_timeout_s=3)
     for start in numbers[::MODELS_PER_BLOCK]:
         block = range(start, min(start + MODELS_PER_BLOCK, numbers.stop))
         models = tuple(Model(f"m{i}", malformed.model(drawn("model", i))) for i in block)

@@ -77,6 +77,7 @@ specs = st.builds(
     seed=st.integers(0, 2**63 - 1),
     provider=st.sampled_from(["cpu", "cuda"]),
     model_timeout_s=st.floats(0.001, 3600),
+    load_timeout_s=st.floats(0.001, 3600),
     provider_options=st.dictionaries(
         st.sampled_from(["tf32", "cuda_graph", "own"]), st.sampled_from(["0", "1", "x"])
     ),
@@ -307,6 +308,12 @@ def test_the_order_of_runs_is_protocol_in_json_and_on_the_wire(order: RunOrder) 
     assert convert.spec_from_pb(wire) == spec
 
 
+def test_an_older_hosts_time_out_is_that_of_loading_too() -> None:
+    wire = convert.spec_to_pb(MeasureSpec(model_timeout_s=7))
+    wire.ClearField("load_timeout_s")
+    assert convert.spec_from_pb(wire).load_timeout_s == 7
+
+
 @given(st.sampled_from(State), st.floats(0, 1), st.none() | standings)
 def test_progress_round_trip(state: State, fraction: float, standing: Standing | None) -> None:
     progress = Progress(state, fraction, standing)
@@ -329,6 +336,7 @@ def test_measurement_round_trip(
         fallback=("Resize_3",),
         weight_bytes=first_ns,
         session_runs=(1, len(latencies) - 1),
+        threads_used=1.5,
     )
     wire = convert.measurement_to_pb(sent, 0.2)
     got = convert.measurement_from_pb(received(pb.ModelResult, wire.SerializeToString()))
@@ -345,6 +353,7 @@ def test_measurement_round_trip(
     np.testing.assert_array_equal(got.copy_out_ns, sent.copy_out_ns)
     assert (got.ran_on, got.fallback) == (sent.ran_on, sent.fallback)
     assert (got.weight_bytes, got.session_runs) == (sent.weight_bytes, sent.session_runs)
+    assert got.threads_used == 1.5
 
 
 def usual_latencies(count: int) -> st.SearchStrategy[UsualLatencies]:

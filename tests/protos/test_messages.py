@@ -49,6 +49,8 @@ def test_trimmed_mean_refuses_nonsense(values: list[int], trim: float) -> None:
         ("seed", -1),
         ("trim", 0.5),
         ("model_timeout_s", 0),
+        ("load_timeout_s", 0),
+        ("load_timeout_s", float("inf")),
         ("model_timeout_s", float("nan")),
     ],
 )

@@ -279,6 +279,81 @@ def test_openvino_gives_the_outputs_of_the_processor_in_float32(folder: Path, wh
     assert done.stdout == "equal\n", done.stderr
 
 
+COMPILED = """
+import pathlib, sys
+from esm_agent.measure.block import UploadedModel
+from esm_agent.providers import find_providers
+from esm_protos.messages import MeasureSpec
+
+(own,) = [each.make() for each in find_providers() if each.info.name == sys.argv[1]]
+for _ in range(2):
+    loaded = own.load(
+        UploadedModel("m", pathlib.Path(sys.argv[2])), MeasureSpec(provider=own.name)
+    )
+    loaded.run()
+    output = loaded.outputs()[0].numpy().ravel()[:4].tolist()
+    print("found", loaded.compiled or "neither", dict(loaded.ran_on), output)
+"""
+
+
+@pytest.mark.parametrize(
+    ("wheel", "first", "second"),
+    [
+        ("openvino", ["fresh", "neither"], ["neither", "neither"]),  # it cannot read what it writes
+        ("ep-openvino", ["fresh", "cached"], ["cached", "cached"]),
+        ("qnn", ["fresh", "cached"], ["cached", "cached"]),
+        ("ggml", ["neither", "neither"], ["neither", "neither"]),
+    ],
+)
+def test_a_compiled_model_is_the_same_one(
+    folder: Path, tmp_path: Path, wheel: str, first: list[str], second: list[str]
+) -> None:
+    model = MATRICES if wheel == "ggml" else folder / "resnet.onnx"
+    command = [environment(wheel), "-c", COMPILED, wheel.removeprefix("ep-"), model]
+    env = {**surroundings(), "ESM_AGENT_COMPILED_CACHE": str(tmp_path)}
+    told = set()
+    for expected in (first, second):
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        if "offers no device" in done.stderr:
+            pytest.skip("the plug-in has no device on this machine")
+        found = [line.split(maxsplit=2)[1:] for line in done.stdout.splitlines() if "found" in line]
+        assert [how for how, _ in found] == expected, done.stderr
+        told |= {what for _, what in found}
+    assert len(told) == 1, "the same nodes and outputs"
+
+
+WEIGHTS = """
+import pathlib, sys
+import numpy as np
+from esm_agent.measure.block import UploadedModel
+from esm_agent.measure.weightless import with_weights
+from esm_agent.providers import find_providers
+from esm_protos.messages import MeasureSpec
+
+(own,) = [each.make() for each in find_providers() if each.info.name == sys.argv[1]]
+model, spec = UploadedModel("m", pathlib.Path(sys.argv[2])), MeasureSpec(provider=own.name)
+with with_weights(model, spec.seed) as whole:
+    outputs = []
+    for each in (model, whole):
+        loaded = own.load(each, spec)
+        loaded.run()
+        outputs.append(loaded.outputs()[0].numpy())
+np.testing.assert_array_equal(*outputs)
+print("not needed" if not own._needs_weights else "needed")
+"""
+
+
+@pytest.mark.parametrize("wheel", WHEELS)
+def test_weights_apart_from_the_model_are_those_inside_it(folder: Path, wheel: str) -> None:
+    """None of these needs a copy of the model with its weights; both give the same outputs."""
+    model = MATRICES if wheel == "ggml" else folder / "resnet.onnx"
+    command = [environment(wheel), "-c", WEIGHTS, wheel.removeprefix("ep-"), model]
+    done = subprocess.run(command, capture_output=True, text=True, env=surroundings())
+    if "offers no device" in done.stderr:
+        pytest.skip("the plug-in has no device on this machine")
+    assert done.stdout.endswith("not needed\n"), done.stderr
+
+
 def test_a_profile_tells_of_compiled_partitions(openvino: str, folder: Path) -> None:
     result = timed(openvino, folder / "resnet.onnx", "--ep", "openvino", "--profile")
     assert {node["provider"] for node in result["profile"]["nodes"]} == {OPENVINO}

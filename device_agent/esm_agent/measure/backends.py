@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
-from google.protobuf.message import DecodeError
 
 from esm_agent.device.facts import usable_cpus
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.feeds import Feed
 from esm_agent.measure.outcomes import ModelError, failure_kind, one_line, outcome
 from esm_agent.measure.versions import too_new
-from esm_protos.graphs import external_location, mapped
+from esm_agent.measure.weightless import drawn_weights
 from esm_protos.messages import (
     DeviceState,
     Failure,
@@ -30,13 +28,7 @@ from esm_protos.messages import (
 from esm_protos.plugins import described_in
 from esm_protos.providers import ProviderInfo
 from esm_protos.session_settings import SessionSettings
-from esm_protos.v1 import onnx_view_pb2
-from esm_protos.weights import WEIGHTLESS_LOCATION, draw_weights
 
-_FLOAT = 1  # TensorProto.DataType.FLOAT
-_EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
-_MAX_WEIGHTLESS_BYTES = 256 << 20  # a graph without its weights is far smaller
-_WEIGHTLESS = re.compile(re.escape(WEIGHTLESS_LOCATION.encode()))
 _STOP_SPINNING = "session.force_spinning_stop"
 
 
@@ -51,6 +43,8 @@ class LoadedModel:
         ran_on: Number of nodes on each provider; empty if not determined.
         fallback: Names of nodes on another provider than the requested one.
         settles: Whether the processor raises its clock under load.
+        compiled: ``"cached"`` if the model came compiled from the cache, ``"fresh"`` if it was
+            compiled for it; empty otherwise.
     """
 
     run: Callable[[], object]
@@ -59,6 +53,7 @@ class LoadedModel:
     ran_on: tuple[tuple[str, int], ...] = ()
     fallback: tuple[str, ...] = ()
     settles: bool = False
+    compiled: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +123,10 @@ def failure_of(provider: Backend, error: Exception) -> str:
 
 def load_error(error: Exception, path: Path) -> ModelError:
     """Return the error to report if the runtime cannot create a session."""
-    kind, text = failure_kind(error), one_line(error)
-    if kind is not FailureKind.OUT_OF_MEMORY and (newer := too_new(path)):
-        kind, text = FailureKind.UNSUPPORTED_OP, newer
-    return ModelError(kind, text)
+    failure = outcome(error)
+    if failure.kind is not FailureKind.OUT_OF_MEMORY and (newer := too_new(path)):
+        return ModelError(FailureKind.UNSUPPORTED_OP, newer)
+    return ModelError(failure.kind, failure.message)
 
 
 def session_options(
@@ -153,7 +148,7 @@ def session_options(
     options.log_severity_level = 4  # failures are reported once, as outcomes
     if threads > 1:
         options.add_session_config_entry(_STOP_SPINNING, "1")
-    names, arrays = _drawn_weights(model.path, spec.seed)
+    names, arrays = drawn_weights(model.path, spec.seed)
     weights = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
     if names:
         try:
@@ -213,30 +208,3 @@ def first_run_error(error: Exception, feed: Feed) -> ModelError:
     failure = outcome(error)
     failure = feed.blamed(Failure(failure.kind, f"the first run failed: {failure.message}"))
     return ModelError(failure.kind, failure.message)
-
-
-def _drawn_weights(path: Path, seed: int) -> tuple[list[str], list[Any]]:
-    """Return the names and arrays of weightless initializers, drawn at random."""
-    if path.stat().st_size > _MAX_WEIGHTLESS_BYTES:
-        return [], []
-    with mapped(path) as data:
-        if _WEIGHTLESS.search(data) is None:
-            return [], []  # avoids parsing most models with weights
-        model = onnx_view_pb2.Model()
-        try:
-            model.MergeFromString(data)
-        except DecodeError as error:
-            raise ModelError(FailureKind.INVALID_MODEL, "this is not an ONNX file") from error
-    missing = [
-        tensor
-        for tensor in model.graph.initializer
-        if tensor.data_location == _EXTERNAL and external_location(tensor) == WEIGHTLESS_LOCATION
-    ]
-    for tensor in missing:
-        if tensor.data_type != _FLOAT or any(dim < 1 for dim in tensor.dims):
-            raise ModelError(
-                FailureKind.INVALID_MODEL,
-                f"weightless initializer {tensor.name} must be float32 with positive dimensions",
-            )
-    names = [tensor.name for tensor in missing]
-    return names, [draw_weights(t.name, tuple(t.dims), seed) for t in missing]

@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -48,10 +49,10 @@ _LOOK_NS = 1_000_000_000
 _MAX_LOOKS = 100
 _KEPT_NS = 500_000_000
 """Longest time to create a session and run it once for which sessions are renewed in a block."""
-CELLS = 5
-CURRENT, TICKS, FINISH = 1, 3, 4
+CELLS = 6
+CURRENT, TICKS, FINISH, LOADING = 1, 3, 4, 5
 """Number of cells of the shared page; indices of its current model (or provider that is tried), of
-its ticks and of its request for an early end."""
+its ticks, of its request for an early end, and of the number of models that are loading now."""
 REFERENCES = -1
 """Index of the reference models in the board's cell of the current model."""
 NOTHING = -1
@@ -131,12 +132,14 @@ class Profiled(NamedTuple):
 class Board:
     """Shared page of progress.
 
-    Its cells: state, current model, share done (per million), number of ticks, early end requested.
+    Its cells: state, current model, share done (per million), number of ticks, early end requested,
+    number of models that are loading.
     """
 
     def __init__(self, cells: Any) -> None:
         self.cells = cells
         self._timing = 1.0
+        self._lock = threading.Lock()  # models load in several threads
 
     def try_provider(self, place: int) -> None:
         """Show the provider that is tried, by its index, or :data:`NOTHING`."""
@@ -166,6 +169,20 @@ class Board:
         finally:
             self.cells[CURRENT] = model
             self.tick()
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Show one more model as loading within the context; loading has a time-out of its own."""
+        self._count_loading(1)
+        try:
+            yield
+        finally:
+            self._count_loading(-1)
+
+    def _count_loading(self, more: int) -> None:
+        with self._lock:
+            self.cells[LOADING] += more
+        self.tick()
 
     def tick(self) -> None:
         """Restart the time-out."""
@@ -262,25 +279,35 @@ def main(
     from esm_agent.measure.backends import failure_of
 
     board = Board(cells)
-    backends, missing, unusable = _backends(make_backend, make_others, find, skipped or {}, board)
+    backends, missing, found, unusable = _backends(
+        make_backend, make_others, find, skipped or {}, board
+    )
     telemetry = make_telemetry()
-    sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick)
+    sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick, board.loading)
     runtime = f"onnxruntime {onnxruntime.__version__}"
     gpu = any(backend.gpu for backend in backends.values())
     state = telemetry.state(0, quick=True) if gpu else DeviceState(0)
     infos: list[ProviderInfo] = []
     findings: list[Finding] = []
-    for backend in backends.values():
+    for name, backend in list(backends.items()):
         try:
-            infos.append(backend.info(state))
-            infos[-1].check()
+            info = backend.info(state)
+            info.check()
             findings += backend.findings()
         except Exception as error:  # anything that a user's provider may do
-            connection.send(Refusal(failure_of(backend, error)))
-            return
+            problem = failure_of(backend, error)
+            if name not in found:
+                connection.send(Refusal(problem))
+                return
+            del backends[name]
+            unusable.append(replace(found[name], problem=problem))
+        else:
+            infos.append(info)
     told = tuple(metric for source in sources for metric in source.metrics)
     connection.send(
-        Hello(runtime, tuple(infos), isolation, missing, unusable, tuple(findings), gpu, told)
+        Hello(
+            runtime, tuple(infos), isolation, missing, tuple(unusable), tuple(findings), gpu, told
+        )
     )
     while True:
         try:
@@ -301,21 +328,22 @@ def _backends(
     find: Finder | None,
     skipped: Mapping[int, str],
     board: Board,
-) -> tuple[dict[str, Backend], dict[int, str], tuple[ProviderInfo, ...]]:
+) -> tuple[dict[str, Backend], dict[int, str], dict[str, ProviderInfo], list[ProviderInfo]]:
     """Return the working backends by name, and those that do not work.
 
     Returns:
-        The backends; the reason for each missing one of ``make_others``, by index; the found ones
-        that do not work.
+        The backends; the reason for each missing one of ``make_others``, by index; what ``find``
+        knew of each backend that it found, by name; the found ones that do not work.
     """
     from esm_agent.errors import ProviderMissingError
 
     first: Backend = make_first()
     made = {first.name: first}
     missing: dict[int, str] = {}
+    found: dict[str, ProviderInfo] = {}
     unusable = []
 
-    def attempt(place: int, make: BackendFactory, name: str = "") -> None:
+    def attempt(place: int, make: BackendFactory, name: str = "") -> str:
         board.try_provider(place)
         if place in skipped:
             raise ProviderMissingError(skipped[place])
@@ -326,6 +354,7 @@ def _backends(
         if backend.name in made:
             raise ProviderMissingError(taken.format(backend.name))
         made[backend.name] = backend
+        return backend.name
 
     for place, make in enumerate(make_others):
         try:
@@ -335,11 +364,11 @@ def _backends(
     board.try_provider(NOTHING)
     for place, (info, make) in enumerate(find() if find else (), start=len(make_others)):
         try:
-            attempt(place, make, info.name)
+            found[attempt(place, make, info.name)] = info
         except ProviderMissingError as error:
             unusable.append(replace(info, problem=error.problem))
     board.try_provider(NOTHING)
-    return made, missing, tuple(unusable)
+    return made, missing, found, unusable
 
 
 def _measure(
@@ -364,7 +393,9 @@ def _measure(
     for index, measurement in result.measurements.items():
         if measurement.failure is None:
             metrics = {**measurement.metrics, **visits.values(index)}
-            result.measurements[index] = replace(measurement, metrics=metrics)
+            result.measurements[index] = replace(
+                measurement, metrics=metrics, threads_used=visits.threads_used(index)
+            )
     states = witness.states(origin)
     return result._replace(busy_ns=clock() - began, states=states)
 
@@ -595,6 +626,7 @@ def _measurement(
         weight_bytes=model.weight_bytes,
         ran_on=model.model.ran_on,
         fallback=model.model.fallback,
+        compiled=model.model.compiled,
     )
     device = model.device
     if device is None:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -91,6 +92,7 @@ class Sessions:
         clock: Clock, ns.
         memory: Meter of peak memory.
         tick: Callback after a model has loaded or run.
+        loading: Context of loading a model.
 
     Attributes:
         references_problem: Reason why there are no reference models; empty if there are.
@@ -102,11 +104,13 @@ class Sessions:
         clock: timing.Clock,
         memory: PeakMemory,
         tick: timing.Tick = lambda: None,
+        loading: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._backends = backends
         self._clock = clock
         self._memory = memory
         self._tick = tick
+        self._loading = loading
         self._kept: dict[tuple[object, ...], Loaded] = {}
         self._last: set[tuple[object, ...]] = set()
         self._setting: object = None
@@ -199,13 +203,15 @@ class Sessions:
         keys = [key for key, kept in self._kept.items() if kept is old]
         for key in keys:
             del self._kept[key]
-        as_before = old._asdict()
+        as_before, compiled = old._asdict(), old.model.compiled
         del old, as_before["model"]  # frees memory for the new session
         made = self._made(job, index)
         model = made if isinstance(made, Failure) else self._first_run(made)
         if isinstance(model, Failure):
             return model
-        loaded[index] = model._replace(**as_before)
+        # The first session tells how the model was loaded.
+        again = replace(model.model, compiled=compiled)
+        loaded[index] = model._replace(**as_before, model=again)
         self._kept |= dict.fromkeys(keys, loaded[index])
         return None
 
@@ -245,10 +251,17 @@ class Sessions:
     def profile(self, job: Job, index: int, between: Callable[[float], None]) -> Profile | None:
         """Return the profile of a model; None if profiling fails."""
         model, backend = job.models[index], self._backends[job.spec.provider]
-        try:
-            return backend.profile(model, job.spec, job.profile_runs, between)
-        except Exception:
-            return None
+        with ExitStack() as until_it_runs:
+            until_it_runs.enter_context(self._loading())
+
+            def running(share: float) -> None:
+                until_it_runs.close()
+                between(share)
+
+            try:
+                return backend.profile(model, job.spec, job.profile_runs, running)
+            except Exception:
+                return None
 
     def _measured(self, job: Job, index: int) -> Loaded | Failure:
         """Load and run one model with nothing beside it, and measure its memory."""
@@ -295,9 +308,10 @@ class Sessions:
         if backend is None:  # it worked at the start of the agent
             text = f"the provider {spec.provider} has stopped working: restart the agent"
             return Failure(FailureKind.CRASH, text)
-        start = self._clock()
-        made = _attempted(lambda: backend.load(model, spec))
-        took = self._clock() - start
+        with self._loading():
+            start = self._clock()
+            made = _attempted(lambda: backend.load(model, spec))
+            took = self._clock() - start
         self._tick()
         if isinstance(made, Failure):
             return made

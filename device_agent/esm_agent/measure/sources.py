@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
+from esm_agent.measure.threads import ThreadsUsed
 from esm_protos.metrics import KNOWN, Metric
 from esm_protos.plugins import Family, PluginError, described_in
 
@@ -110,6 +111,7 @@ class VisitMetrics:
         self._values: dict[int, dict[str, list[float]]] = {}
         self._model: int | None = None
         self._inferences = 0
+        self._threads = ThreadsUsed()
 
     def begin(self, model: int) -> None:
         """Start the sources for a visit of a model, by its index in the block."""
@@ -120,6 +122,7 @@ class VisitMetrics:
                 source.start()
             except Exception as error:
                 self._drop(source, error)
+        self._threads.begin()
 
     def tick(self) -> None:
         """Count an inference."""
@@ -131,6 +134,7 @@ class VisitMetrics:
         model, self._model = self._model, None
         if model is None or not self._inferences:
             return
+        self._threads.end(model)
         for source in list(self._sources):
             try:
                 found = _checked(source, source.stop(self._inferences))
@@ -145,6 +149,10 @@ class VisitMetrics:
         taken = self._values.get(model, {})
         metrics = {m.key: m for source in self._sources for m in source.metrics}
         return {key: metrics[key].one(v) for key, v in taken.items() if key in metrics}
+
+    def threads_used(self, model: int) -> float:
+        """Return the number of threads that a model used; 0 if its visits were too short."""
+        return self._threads.used(model)
 
     def _drop(self, source: MetricSource, error: Exception) -> None:
         self._sources.remove(source)

@@ -29,6 +29,7 @@ from esm_agent.measure.process import (
     CELLS,
     CURRENT,
     FINISH,
+    LOADING,
     NOTHING,
     REFERENCES,
     STATES,
@@ -269,10 +270,10 @@ class Worker:
         outside cause. At the second death on the same model, the model is left out with CRASH, or
         with OUT_OF_MEMORY if the kernel reports it.
 
-        A model that exceeds ``model_timeout_s`` for loading or one inference is left out at once
-        with TIMEOUT. If the block exceeds its limit, all models fail with TIMEOUT. If a reference
-        model fails in any of these ways, all reference models are left out. After timing, failures
-        cost only profiles.
+        A model that exceeds ``load_timeout_s``, or ``model_timeout_s`` for one inference, is left
+        out at once with TIMEOUT. If the block exceeds its limit, all models fail with TIMEOUT. If a
+        reference model fails in any of these ways, all reference models are left out. After timing,
+        failures cost only profiles.
 
         Args:
             block: Block to measure.
@@ -398,7 +399,7 @@ class Worker:
         current = self._current
         assert current is not None
         first = next(iter(job.models), 0)
-        current.cells[:] = [0, first, 0, 0, 0]
+        current.cells[:] = [0, first, 0, 0, 0, 0]
         current.oom_kills = oom_kills()
         try:
             # Computed after the start of the process, which may take a second.
@@ -451,13 +452,14 @@ class Worker:
                     return model, STATES[state], Failure(FailureKind.TIMEOUT, "the block's limit")
                 if now_ticks != ticks:
                     ticks, changed = now_ticks, time.monotonic()
-                elif time.monotonic() - changed > job.spec.model_timeout_s:
+                    continue
+                doing, name = "one inference", "timeout"
+                limit_s = job.spec.model_timeout_s
+                if current.cells[LOADING]:
+                    doing, name, limit_s = "loading", "load timeout", job.spec.load_timeout_s
+                if time.monotonic() - changed > limit_s:
                     self.stop()
-                    doing = "loading" if STATES[state] is State.PREPARING else "one inference"
-                    text = (
-                        f"{doing} took longer than {job.spec.model_timeout_s:g} s: "
-                        "give a longer timeout"
-                    )
+                    text = f"{doing} took longer than {limit_s:g} s: give a longer {name}"
                     return model, STATES[state], Failure(FailureKind.TIMEOUT, text)
             answer: JobResult | Profiled = current.connection.recv()
             return answer

@@ -8,10 +8,12 @@ checks where nodes ran, binds inputs and outputs, and profiles (docs/extending/p
 from __future__ import annotations
 
 import enum
+import inspect
 import os
+import platform
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,8 +36,10 @@ from esm_agent.measure.backends import (
 from esm_agent.measure.binding import Bound, values
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.feeds import Feed
-from esm_agent.measure.outcomes import ModelError, failure_kind, one_line
+from esm_agent.measure.outcomes import ModelError, one_line, outcome
+from esm_agent.measure.weightless import with_weights
 from esm_agent.providers import COMPILED
+from esm_agent.providers.compiled import Compiled, compiled_cache, key_of
 from esm_agent.providers.device_memory import DeviceMemory, check_feed
 from esm_agent.providers.placement import (
     PlacedNode,
@@ -57,6 +61,9 @@ Options = Mapping[str, str]
 """Values of all options of a provider, by name."""
 
 CPU = "CPUExecutionProvider"
+_WITHOUT_WEIGHTS = re.compile(r"initializer|external|weightless|did not run on", re.IGNORECASE)
+"""Messages of providers that refuse, or leave to the CPU, nodes whose weights a session gets apart
+from the model."""
 CONVOLUTIONS, MATRICES = (
     UploadedModel(name, Path(__file__).parents[1] / "reference_models" / f"{name}.onnx")
     for name in ("arithmetic", "large")
@@ -143,6 +150,9 @@ class Provider(Backend):
     files: Path | None = None
     threads_option: str = ""
     chooses_threads: bool = False
+    _needs_weights = False
+    _can_keep = True
+    _built: tuple[object, ...] = ()
 
     def __init__(self, device: int = 0, runtime: Any = onnxruntime) -> None:
         self.device = device
@@ -203,7 +213,8 @@ class Provider(Backend):
 
     def explain(self, error: Exception) -> ModelError:
         """Return the error to report if binding or running a model raised ``error``."""
-        return ModelError(failure_kind(error), one_line(error))
+        failure = outcome(error)
+        return ModelError(failure.kind, failure.message)
 
     # Common to all providers
 
@@ -251,14 +262,50 @@ class Provider(Backend):
                 nodes fell back although the spec does not allow it.
             DeviceLostError: the process must end.
         """
+        if self._needs_weights:
+            return self._load_with_weights(model, spec) or self._load(model, spec)
+        try:
+            return self._load(model, spec)
+        except ModelError as error:
+            if not self.may_fall_back or not _WITHOUT_WEIGHTS.search(str(error)):
+                raise
+            with suppress(ModelError):  # the first error tells more
+                loaded = self._load_with_weights(model, spec)
+                if loaded is not None:
+                    self._needs_weights = True
+                    return loaded
+            raise
+
+    def _load_with_weights(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel | None:
+        """Return a weightless model that is loaded from a copy with weights; None for others."""
+        with with_weights(model, spec.seed) as whole:
+            return None if whole is None else self._load(whole, spec)
+
+    def _load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
+        cache = compiled_cache() if self._caches_compiled else None
+        key = "" if cache is None else self._compiled_key(model, spec)
+        if cache is not None and (found := cache.find(key)):
+            session = self._compiled_session(found, model, spec)
+            if session is not None:
+                feed = self._feed(session, model, spec)
+                loaded = self._loaded(self._bound(session, feed), Placement(found.ran_on))
+                return replace(loaded, compiled="cached")
+            cache.drop(key)
+            cache, self._can_keep = None, False
         nodes = None
         if not self.memory:
-            session = self._session(model, spec, Use.TIMED)
-            nodes = assigned_nodes(session)
-            placed = self._placement(nodes or ())
-            if not self.may_fall_back or (nodes is not None and not placed.fallback):
+            with nullcontext() if cache is None else cache.writing() as path:
+                session, wrote = self._compiling_session(model, spec, path)
+                nodes = assigned_nodes(session)
+                placed = self._placement(nodes or ())
+                whole = nodes is not None and not placed.fallback
+                kept = wrote and whole
+                if kept and cache is not None and path is not None:
+                    cache.keep(key, path, placed.ran_on)
+            if not self.may_fall_back or whole:
                 feed = self._feed(session, model, spec)
-                return self._loaded(self._bound(session, feed), placed)
+                loaded = self._loaded(self._bound(session, feed), placed)
+                return replace(loaded, compiled="fresh") if kept else loaded
             del session  # two would take twice the memory
         # Only a run tells which nodes compute shapes, and what the outputs are.
         run = self._placed_run(model, spec)
@@ -273,6 +320,44 @@ class Provider(Backend):
             on_device = memory.bound(session, run.feed, run.outputs, self._explanation)
         return self._loaded(on_device, placed)
 
+    def _compiling_session(
+        self, model: UploadedModel, spec: MeasureSpec, path: Path | None
+    ) -> tuple[Any, bool]:
+        """Return a session, and whether the runtime has written the compiled model to ``path``."""
+        if path is None:
+            return self._session(model, spec, Use.TIMED), False
+        with suppress(ModelError):  # the next one tells whether the model is to blame
+            return self._session(model, spec, Use.TIMED, compiled=path), path.exists()
+        session = self._session(model, spec, Use.TIMED)
+        self._can_keep = False
+        return session, False
+
+    def _compiled_key(self, model: UploadedModel, spec: MeasureSpec) -> str:
+        """Return the key of all that decides what the provider compiles from a model."""
+        return key_of(
+            model,
+            (self.runtime_name, self.version, self.runtime.__version__, self.device, self._built),
+            (platform.machine(), platform.node(), Path(inspect.getfile(type(self))).read_bytes()),
+            (spec.execution, spec.session.key, model.case.threads or spec.threads, spec.seed),
+        )
+
+    @property
+    def _caches_compiled(self) -> bool:
+        return self.may_fall_back and not self.memory and self._can_keep
+
+    def _compiled_session(
+        self, compiled: Compiled, model: UploadedModel, spec: MeasureSpec
+    ) -> Any | None:
+        """Return a session of a compiled model; None if it fails or has nodes elsewhere.
+
+        Some providers write models that they cannot read.
+        """
+        try:
+            session = self._session(replace(model, path=compiled.path), spec, Use.TIMED)
+        except ModelError:
+            return None
+        return None if self._placement(assigned_nodes(session) or ()).fallback else session
+
     def _loaded(self, model: LoadedModel, placed: Placement) -> LoadedModel:
         labels = tuple(node.label for node in placed.fallback)
         return replace(model, ran_on=placed.ran_on, fallback=labels, settles=self.gpu)
@@ -286,7 +371,10 @@ class Provider(Backend):
             ModelError: the model cannot be profiled.
             DeviceLostError: the process must end.
         """
-        with profiling.folder() as prefix:
+        with ExitStack() as until_done:
+            prefix = until_done.enter_context(profiling.folder())
+            if self._needs_weights:
+                model = until_done.enter_context(with_weights(model, spec.seed)) or model
             session = self._session(model, spec, Use.PROFILED, prefix)
             feed = self._feed(session, model, spec)
             run: Callable[[], object] = partial(_run, session, feed)
@@ -297,7 +385,14 @@ class Provider(Backend):
             except Exception as error:
                 raise self._explanation(error) from error
 
-    def _session(self, model: UploadedModel, spec: MeasureSpec, use: Use, profile: str = "") -> Any:
+    def _session(
+        self,
+        model: UploadedModel,
+        spec: MeasureSpec,
+        use: Use,
+        profile: str = "",
+        compiled: Path | None = None,
+    ) -> Any:
         """Return a session of a model file.
 
         Args:
@@ -305,6 +400,7 @@ class Provider(Backend):
             spec: Spec of the block.
             use: Purpose of the session.
             profile: Prefix of the runtime's profile file; empty: no profile.
+            compiled: File to which the runtime writes the compiled model, if it can; None: none.
         """
         known = ProviderInfo(
             self.name,
@@ -324,6 +420,10 @@ class Provider(Backend):
             profiling.enable(options, profile)
         elif not self.memory:
             options.add_session_config_entry(RECORD, "1")
+        if compiled is not None:
+            options.add_session_config_entry("ep.context_enable", "1")
+            options.add_session_config_entry("ep.context_file_path", str(compiled))
+            options.add_session_config_entry("ep.context_embed_mode", "0")  # 1 ends at 2 GB
         # By default the Python API of the runtime retries with another provider after an error.
         strictly = {"enable_fallback": 0} if self.may_fall_back else {}
         try:

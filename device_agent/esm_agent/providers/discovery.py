@@ -6,7 +6,7 @@ import pkgutil
 from collections.abc import Sequence
 from functools import partial
 from importlib.machinery import FileFinder
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,10 @@ def _is_plugin(module: pkgutil.ModuleInfo) -> bool:
 
 
 def _version(module: str) -> str:
-    """Return the version of a module's package; empty if its name is another."""
+    """Return the version of a module's package; empty if it is unknown."""
     try:
-        return version(module)
-    except PackageNotFoundError:
+        return version(module) or ""
+    except Exception:  # no package of this name, or one whose metadata is broken
         return ""
 
 

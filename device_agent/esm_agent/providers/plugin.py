@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ NAMES = ("get_ep_names", "get_ep_name", "EP_NAME")
 """Functions or texts of packages with the names of their providers; the first are documented."""
 _EMULATED = {
     "qnn": ProviderOption(
-        "backend_type", "text", "htp", "Backend; htp emulates the accelerator on the CPU."
+        "backend_type",
+        "text",
+        "htp",
+        "Backend; htp emulates the accelerator on the CPU.",
+        ("htp", "cpu", "gpu", "saver", "ir"),  # the plug-in takes its default for others
     ),
 }
 """Option without which a provider runs nothing if the CPU is its only device."""
@@ -77,12 +82,17 @@ def _told(package: Any, names: Sequence[str]) -> str:
 
     Raises:
         AttributeError: it has none of them.
+        TypeError: it tells no text.
     """
-    found = next((getattr(package, name) for name in names if hasattr(package, name)), None)
-    if found is None:
+    name = next((name for name in names if getattr(package, name, None) is not None), None)
+    if name is None:
         raise AttributeError(f"it has none of {', '.join(names)}")
+    found = getattr(package, name)
     told = found() if callable(found) else found
-    return str(told if isinstance(told, str | os.PathLike) else next(iter(told)))
+    first = next(iter(told), None) if isinstance(told, list | tuple) else told
+    if not isinstance(first, str | os.PathLike) or not str(first):
+        raise TypeError(f"its {name} gives {told!r} where a text is needed")
+    return str(first)
 
 
 class PluginProvider(Provider):
@@ -126,6 +136,9 @@ class PluginProvider(Provider):
             return "registered, offers no device on this machine"
         if self._library.path is not None:
             self.files = self._library.path.parent
+            with suppress(OSError):
+                about = self._library.path.stat()
+                self._built = (str(self._library.path), about.st_size, about.st_mtime_ns)
         self._config = _CONFIGS.get(known(self.runtime_name).name)
         self.threads_option = "" if self._config else known(self.runtime_name).threads_option
         kinds = list(dict.fromkeys(map(_kind, self._devices)))

@@ -31,6 +31,8 @@ _MACHINE_S = 0.2
 """Interval between attempts to take the machine's lock, seconds."""
 _LEASES_S = 1.0
 """Interval between checks of the leases' clients, seconds."""
+_STILL_S = 10.0
+"""Interval between reports of a block that is still loading, seconds."""
 MOST_BLOCKS = 64
 """Maximum number of waiting blocks of a lease."""
 _ID_LETTERS = 8  # characters of a lease's id in logs, too few to use the lease
@@ -61,6 +63,7 @@ class Ticket:
         self._cancelled = threading.Event()
         self._finish = threading.Event()
         self._last_progress = Progress(State.QUEUED, 0.0)
+        self._reported = time.monotonic()
         self._events: deque[Event] = deque((self._last_progress,))
         self._changed = threading.Condition()
         self._ready: Callable[[], None] = lambda: None
@@ -82,13 +85,19 @@ class Ticket:
         return self._finish.is_set()
 
     def report(self, event: Event) -> None:
-        """Add an event; skip progress below one percent in the same place of the queue."""
+        """Add an event; skip progress below one percent in the same place of the queue.
+
+        Loading, which may take minutes, is repeated.
+        """
         if isinstance(event, Progress):
             old = self._last_progress
+            now = time.monotonic()
             moved = event.fraction - old.fraction >= 0.01
-            if event.state is old.state and not moved and _place(event) == _place(old):
+            still = event.state is State.PREPARING and now - self._reported >= _STILL_S
+            same = event.state is old.state and _place(event) == _place(old)
+            if same and not (moved or still):
                 return
-            self._last_progress = event
+            self._last_progress, self._reported = event, now
         self._put(event)
 
     def listen(self, ready: Callable[[], None]) -> None:

@@ -210,10 +210,11 @@ def _check_store(
 
 
 def _spec_facts(spec: MeasureSpec) -> dict[str, Any]:
-    """Return the fields of a spec.
+    """Return the fields of a spec that decide latencies.
 
     ``references`` is renamed, because that name holds the number of the campaign's own reference
     models.
     """
     facts = spec.to_json()
+    del facts["load_timeout_s"]
     return {**facts, "agent_references": facts.pop("references")}

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from esm_host.arguments import on_command_line
 from esm_host.campaign.estimate import Estimate
 from esm_host.campaign.watcher import Watcher
-from esm_host.cli.progress import duration, waiting
+from esm_host.cli.progress import LoadingTimes, duration, loading, waiting
 from esm_host.cli.table import Verdict, print_table
 from esm_host.dataset.table import Dataset
 from esm_host.sampling.bins import depth_range
@@ -50,6 +50,7 @@ class Live:
         self._seconds: list[tuple[int, float]] = []
         self._estimate: Estimate | None = None
         self._block_began = time.monotonic()
+        self._loading = LoadingTimes()
         if quiet:  # nothing is measured for an estimate that is not shown
             self.on_estimate = Watcher().on_estimate  # type: ignore[method-assign]
 
@@ -74,7 +75,8 @@ class Live:
     # The collector
 
     def on_progress(self, progress: messages.Progress, device: str) -> None:
-        note = progress.state.value
+        loading_s = self._loading.seconds(device, progress)
+        note = loading(loading_s) if loading_s >= 1 else progress.state.value
         if progress.standing is not None and progress.standing.ahead:
             note = waiting(progress.standing)
             if self._bars.disable:

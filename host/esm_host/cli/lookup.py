@@ -49,10 +49,17 @@ class TimingOptions:
     timeout: Annotated[
         float,
         typer.Option(
-            help="Time limit for loading a part or for one inference, in seconds.",
+            help="Time limit for one inference, in seconds.",
             rich_help_panel=TIMING,
         ),
     ] = 60.0
+    load_timeout: Annotated[
+        float,
+        typer.Option(
+            help="Time limit for loading a part, in seconds.",
+            rich_help_panel=TIMING,
+        ),
+    ] = 600.0
 
 
 @one_line_errors
@@ -93,6 +100,7 @@ def lookup(
         **provider.spec(),
         session=runtime.settings(),
         model_timeout_s=timing.timeout,
+        load_timeout_s=timing.load_timeout,
         seed=seed,
     )
     spec = for_models(spec, PARTS, timing.max_time)

@@ -322,10 +322,17 @@ class BlockOptions:
     timeout: Annotated[
         float,
         typer.Option(
-            help="Time limit for loading a model or for one inference, in seconds.",
+            help="Time limit for one inference, in seconds.",
             rich_help_panel=TIMING,
         ),
     ] = 60.0
+    load_timeout: Annotated[
+        float,
+        typer.Option(
+            help="Time limit for loading a model, in seconds. Some providers compile for minutes.",
+            rich_help_panel=TIMING,
+        ),
+    ] = 600.0
     block_size: Annotated[
         int,
         typer.Option(
@@ -519,7 +526,7 @@ def _resumed(
     from esm_host.workflows.profile import RESUMABLE
 
     stored = folder.read_settings()
-    changes = {}
+    changes, spec_changes = {}, {}
     asked_spec = {**spec, **vars(spec["session"])}
     del asked_spec["session"]
     measured = {**vars(stored.spec), **vars(stored.spec.session)}
@@ -529,13 +536,20 @@ def _resumed(
                 continue
             if not any(was_given(ctx, option) for option in _options(name)):
                 continue
+            if name == _RESUMABLE_SPEC:
+                spec_changes[name] = value
+                continue
             if name not in RESUMABLE:
                 raise MismatchError(
                     f"{folder.path} was measured with {_as_option(name, owner)}, not "
                     f"{_as_option(name, asked)}: leave the option out, or give another --run"
                 )
             changes[name] = value
-    return replace(stored, **changes)
+    return replace(stored, spec=replace(stored.spec, **spec_changes), **changes)
+
+
+_RESUMABLE_SPEC = "load_timeout_s"
+"""Field of the spec that a resumed campaign may change, because it decides no latency."""
 
 
 def _as_option(name: str, settings: Mapping[str, Any]) -> str:

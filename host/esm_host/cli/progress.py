@@ -35,6 +35,8 @@ class DeviceLines:
         self._states: dict[str, str] = {}
         self._began: dict[str, tuple[float, float]] = {}
         self._measuring: dict[str, tuple[float, float]] = {}
+        self._loading = LoadingTimes()
+        self._told_loading: dict[str, float] = {}
         self._told: set[str] = set()
         self._quiet = quiet
         self._lock = threading.Lock()
@@ -69,6 +71,7 @@ class DeviceLines:
             return
         with self._lock:
             left_s = self._left_s(device, progress)
+            loading_s = self._loading.seconds(device, progress)
             self._lines[device] = printable(self._text(device, progress, left_s))
             state = printable(_state(progress))
             if left_s is not None and left_s >= _WORTH_A_LINE_S:
@@ -77,6 +80,13 @@ class DeviceLines:
                 self._told.add(device)
             if self._live is None and self._states.get(device) != state:
                 self._write(f"{device}: {state}")
+            elif self._live is None and loading_s - self._told_loading.get(device, 0.0) >= (
+                _WORTH_A_LINE_S
+            ):
+                self._write(f"{device}: {loading(loading_s)}")
+                self._told_loading[device] = loading_s
+            if not loading_s:
+                self._told_loading.pop(device, None)
             self._states[device] = state
 
     def wait(self, device: str, done: int, total: int, seconds: float) -> None:
@@ -129,8 +139,36 @@ class DeviceLines:
         table = Table.grid(padding=(0, 2))
         with self._lock:
             for device, line in self._lines.items():
-                table.add_row(Text(device), Text(line))
+                loading_s = self._loading.seconds(device)
+                told = loading(loading_s) if loading_s >= _SURE_AFTER_S else line
+                table.add_row(Text(device), Text(told))
         return table
+
+
+class LoadingTimes:
+    """Times for which devices have been loading models, so far."""
+
+    def __init__(self) -> None:
+        self._began: dict[str, float] = {}
+
+    def seconds(self, device: str, progress: Progress | None = None) -> float:
+        """Return the time so far, s; 0 if the device is not loading.
+
+        Args:
+            device: Name of the device.
+            progress: Its latest progress; None if there is none since the last call.
+        """
+        if progress is not None and progress.state is not State.PREPARING:
+            self._began.pop(device, None)
+        elif progress is not None or device in self._began:
+            now = time.monotonic()
+            return now - self._began.setdefault(device, now)
+        return 0.0
+
+
+def loading(seconds: float) -> str:
+    """Return the state of a device that has been loading models for some time, in words."""
+    return f"loading models, {duration(seconds)} so far"
 
 
 def _state(progress: Progress) -> str:

@@ -152,8 +152,14 @@ class RunOptions:
     ] = 0.2
     timeout: Annotated[
         float,
-        typer.Option(help="Time limit for loading a model or for one inference, in seconds."),
+        typer.Option(help="Time limit for one inference, in seconds."),
     ] = 60.0
+    load_timeout: Annotated[
+        float,
+        typer.Option(
+            help="Time limit for loading a model, in seconds. Some providers compile for minutes."
+        ),
+    ] = 600.0
     no_wait: NoWait = False
     seed: Annotated[int, typer.Option(help="Random seed of the inputs and the order of runs.")] = 0
 
@@ -284,6 +290,7 @@ def time(
         allow_fallback=provider.allow_fallback,
         session=session,
         model_timeout_s=measuring.timeout,
+        load_timeout_s=measuring.load_timeout,
         seed=measuring.seed,
     )
     spread_s = 0.0 if measuring.spread is None else parse_duration(measuring.spread)

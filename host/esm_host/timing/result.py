@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from esm_host.arguments import in_python
+from esm_host.arguments import argument, in_python
 from esm_host.errors import EsmError
 from esm_host.evaluation.difference import Ratio, around, paired_ratio, unpaired_ratio
 from esm_host.evaluation.verdict import Judgement, describe_shift
@@ -38,6 +38,8 @@ from esm_protos.statistics import trimmed_mean
 from esm_protos.text import counted
 
 SCHEMA_VERSION = 3
+_MORE_THREADS = 0.5
+"""Threads used beyond those asked for, from which on a result has a warning."""
 
 Words: TypeAlias = Callable[[str], str]
 """Function that renders the marked names of arguments in a message."""
@@ -83,6 +85,7 @@ class Result:
         judgement: Verdict and its reasons; None if the model failed.
         blocks: Latencies in each block, in time order; empty if the model failed.
         own_threads: Whether the execution provider chose the number of threads.
+        threads_option: Option of the provider that the number of threads set; empty: none.
     """
 
     device: str
@@ -93,6 +96,7 @@ class Result:
     judgement: Judgement | None
     blocks: tuple[BlockLatency, ...] = ()
     own_threads: bool = False
+    threads_option: str = ""
 
     @property
     def failure(self) -> Failure | None:
@@ -114,7 +118,20 @@ class Result:
         if nodes := self.measurement.fallback:
             more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
             found.append(f"nodes ran on another provider: {', '.join(nodes[:3])}{more}")
+        many = self.measurement.threads_used > self.threads + _MORE_THREADS
+        # With nodes in parallel, each has the threads of its own.
+        if many and not self.failure and self.spec.session.execution_mode == "sequential":
+            found.append(self._more_threads())
         return found
+
+    def _more_threads(self) -> str:
+        provider, used = self.spec.provider, self.measurement.threads_used
+        why = "it ignores the number that was asked for"
+        if self.threads_option:
+            why = f"its option {self.threads_option} was set to {self.threads}"
+        elif self.own_threads:
+            why = f"it chooses their number; see whether {argument('ep_options')} can set it"
+        return f"{provider} used {used:.1f} threads, not {self.threads}: {why}"
 
     @property
     def fed(self) -> str:
@@ -223,6 +240,7 @@ class Result:
             "own_threads": self.own_threads,
             "ran_on": dict(measured.ran_on),
             "fallback": list(measured.fallback),
+            "compiled": measured.compiled or None,
             "verdict": self.judgement and self.judgement.verdict.value,
             "warnings": [*map(words, (*self.warnings, *self.assumptions))],
             "profile": measured.profile and _profile(measured.profile),

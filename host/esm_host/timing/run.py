@@ -503,7 +503,8 @@ def _results(
             ]
         )
     starts_ns = [round(1e9 * start_s) for start_s in starts_s]
-    own_threads = info.provider(spec.provider).chooses_threads
+    provider = info.provider(spec.provider)
+    own_threads, option = provider.chooses_threads, provider.threads_option
     results = []
     for number, entry in enumerate(request):
         measurements = [block.measurements[number] for block in blocks]
@@ -529,7 +530,9 @@ def _results(
             all(len(each.latency_ns) >= spec.runs for each in measurements),
         )
         results.append(
-            Result(name, spec, entry, measurement, pooled, judgement, latencies, own_threads)
+            Result(
+                name, spec, entry, measurement, pooled, judgement, latencies, own_threads, option
+            )
         )
     return tuple(results)
 

@@ -20,7 +20,7 @@ from esm_host.evaluation.difference import Ratio
 from esm_host.evaluation.verdict import Verdict
 from esm_protos.estimates import Estimate, Parts
 from esm_protos.messages import BlockResult, Measurement, UsualLatencies
-from esm_protos.metrics import Metric, known_and_told
+from esm_protos.metrics import THREADS_USED, Metric, known_and_told
 from esm_protos.paces import Shift
 from esm_protos.statistics import t_quantile
 
@@ -140,7 +140,11 @@ def join(
     taken = dict.fromkeys(key for measurement in measurements for key in measurement.metrics)
     known = {metric.key: metric for metric in known_and_told(metrics, taken)}
     values = {key: [m.metrics[key] for m in measurements if key in m.metrics] for key in taken}
-    first = replace(first, metrics={key: known[key].one(each) for key, each in values.items()})
+    first = replace(
+        first,
+        metrics={key: known[key].one(each) for key, each in values.items()},
+        threads_used=THREADS_USED.one([m.threads_used for m in measurements]),
+    )
     if len(measurements) == 1:
         return first
     return replace(

@@ -396,7 +396,7 @@ class UploadReply(_message.Message):
     def __init__(self) -> None: ...
 
 class MeasureSpec(_message.Message):
-    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s", "min_block_s", "tf32", "cuda_graph", "allow_fallback", "short_visits", "min_rounds", "references", "sessions", "long_visits", "provider_options", "session")
+    __slots__ = ("protocol", "runs", "runs_per_visit", "warmup", "trim", "threads", "seed", "provider", "model_timeout_s", "precision", "max_block_s", "min_block_s", "tf32", "cuda_graph", "allow_fallback", "short_visits", "min_rounds", "references", "sessions", "long_visits", "provider_options", "session", "load_timeout_s")
     class ProviderOptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -426,6 +426,7 @@ class MeasureSpec(_message.Message):
     LONG_VISITS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    LOAD_TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     protocol: Protocol
     runs: int
     runs_per_visit: int
@@ -448,7 +449,8 @@ class MeasureSpec(_message.Message):
     long_visits: int
     provider_options: _containers.ScalarMap[str, str]
     session: SessionSettings
-    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ..., min_block_s: _Optional[float] = ..., tf32: bool = ..., cuda_graph: bool = ..., allow_fallback: bool = ..., short_visits: bool = ..., min_rounds: _Optional[int] = ..., references: bool = ..., sessions: _Optional[int] = ..., long_visits: _Optional[int] = ..., provider_options: _Optional[_Mapping[str, str]] = ..., session: _Optional[_Union[SessionSettings, _Mapping]] = ...) -> None: ...
+    load_timeout_s: float
+    def __init__(self, protocol: _Optional[_Union[Protocol, str]] = ..., runs: _Optional[int] = ..., runs_per_visit: _Optional[int] = ..., warmup: _Optional[int] = ..., trim: _Optional[float] = ..., threads: _Optional[int] = ..., seed: _Optional[int] = ..., provider: _Optional[str] = ..., model_timeout_s: _Optional[float] = ..., precision: _Optional[float] = ..., max_block_s: _Optional[float] = ..., min_block_s: _Optional[float] = ..., tf32: bool = ..., cuda_graph: bool = ..., allow_fallback: bool = ..., short_visits: bool = ..., min_rounds: _Optional[int] = ..., references: bool = ..., sessions: _Optional[int] = ..., long_visits: _Optional[int] = ..., provider_options: _Optional[_Mapping[str, str]] = ..., session: _Optional[_Union[SessionSettings, _Mapping]] = ..., load_timeout_s: _Optional[float] = ...) -> None: ...
 
 class SessionSettings(_message.Message):
     __slots__ = ("opt_level", "execution_mode", "inter_op", "session_options", "free_dims")
@@ -587,7 +589,7 @@ class Failure(_message.Message):
     def __init__(self, kind: _Optional[_Union[FailureKind, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ModelResult(_message.Message):
-    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback", "inputs", "peak_rss_bytes", "profile", "runs_per_visit", "weight_bytes", "session_runs", "warming_ns", "warm_ns", "metrics")
+    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback", "inputs", "peak_rss_bytes", "profile", "runs_per_visit", "weight_bytes", "session_runs", "warming_ns", "warm_ns", "metrics", "threads_used", "compiled")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     LATENCY_NS_FIELD_NUMBER: _ClassVar[int]
@@ -608,6 +610,8 @@ class ModelResult(_message.Message):
     WARMING_NS_FIELD_NUMBER: _ClassVar[int]
     WARM_NS_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    THREADS_USED_FIELD_NUMBER: _ClassVar[int]
+    COMPILED_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     failure: Failure
     latency_ns: _containers.RepeatedScalarFieldContainer[int]
@@ -628,7 +632,9 @@ class ModelResult(_message.Message):
     warming_ns: _containers.RepeatedScalarFieldContainer[float]
     warm_ns: _containers.RepeatedScalarFieldContainer[int]
     metrics: _containers.RepeatedCompositeFieldContainer[MetricValue]
-    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., runs_per_visit: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., session_runs: _Optional[_Iterable[int]] = ..., warming_ns: _Optional[_Iterable[float]] = ..., warm_ns: _Optional[_Iterable[int]] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ...) -> None: ...
+    threads_used: float
+    compiled: str
+    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., runs_per_visit: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., session_runs: _Optional[_Iterable[int]] = ..., warming_ns: _Optional[_Iterable[float]] = ..., warm_ns: _Optional[_Iterable[int]] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., threads_used: _Optional[float] = ..., compiled: _Optional[str] = ...) -> None: ...
 
 class MetricValue(_message.Message):
     __slots__ = ("key", "value")

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from esm_agent.measure import backends, feeds
+from esm_agent.measure import backends, feeds, weightless
 from esm_agent.measure.backends import LoadedModel, first_run
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.outcomes import ModelError
@@ -63,7 +63,7 @@ def test_a_weightless_graph_runs_as_the_network_that_it_stands_for(
 
 
 def test_both_sides_agree_on_where_no_weights_lie() -> None:
-    assert backends.WEIGHTLESS_LOCATION == WEIGHTLESS_LOCATION
+    assert weightless.WEIGHTLESS_LOCATION == WEIGHTLESS_LOCATION
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def measure(worker: Worker, tmp_path: Path) -> Measure:
         *scripts: str,
         run_order: RunOrder = RunOrder.INTERLEAVED,
         timeout_s: float = 30,
+        load_timeout_s: float = 30,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         cancelled: Callable[[], bool] = lambda: False,
         runs_per_visit: int = 1,
@@ -58,7 +59,11 @@ def measure(worker: Worker, tmp_path: Path) -> Measure:
             path.write_text(script)
             models.append(UploadedModel(f"m{index}", path))
         spec = MeasureSpec(
-            run_order=run_order, runs=6, runs_per_visit=runs_per_visit, model_timeout_s=timeout_s
+            run_order=run_order,
+            runs=6,
+            runs_per_visit=runs_per_visit,
+            model_timeout_s=timeout_s,
+            load_timeout_s=load_timeout_s,
         )
         return worker.measure(UploadedBlock("b", spec, tuple(models)), on_progress, cancelled)
 
@@ -135,6 +140,17 @@ def test_a_model_that_times_out_says_at_what(measure: Measure) -> None:
     (hung,) = measure("hang", timeout_s=0.5).measurements
     assert hung.failure is not None
     assert hung.failure.message == "one inference took longer than 0.5 s: give a longer timeout"
+
+
+@pytest.mark.parametrize("run_order", RunOrder)
+def test_loading_has_a_time_out_of_its_own(measure: Measure, run_order: RunOrder) -> None:
+    result = measure("ok", "loads 1.5", run_order=run_order, timeout_s=0.5)
+    assert outcomes(result) == [None, None]
+    result = measure("ok", "loads 3600", run_order=run_order, load_timeout_s=0.5)
+    assert outcomes(result) == [None, FailureKind.TIMEOUT]
+    failure = result.measurements[1].failure
+    assert failure is not None
+    assert failure.message == "loading took longer than 0.5 s: give a longer load timeout"
 
 
 def test_a_slow_model_is_run_once_before_its_rounds(worker: Worker, tmp_path: Path) -> None:

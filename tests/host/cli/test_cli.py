@@ -262,8 +262,10 @@ def test_a_raised_target_may_be_resumed_but_other_settings_not(
     run = tmp_path / "r"
     assert esm_host("profile", *QUICK, "--run", run, "--target-accuracy", 1).exit_code == 0
     more = ("profile", "--run", run, "--resume", "--target-accuracy", 100)
-    assert esm_host(*more).exit_code == 3
+    assert esm_host(*more, "--load-timeout", 900).exit_code == 3
     assert json.loads((run / "result.json").read_text())["measured_models"] == 30
+    assert fake.blocks[0].spec.load_timeout_s == 600
+    assert fake.blocks[-1].spec.load_timeout_s == 900
     for flag, value in (("--space", "densenet"), ("--runs", 7), ("--extension", "cost-aware")):
         result = esm_host("profile", "--run", run, "--resume", flag, value)
         assert_refused(result, 2, f"measured with {flag}", "another --run")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -232,6 +233,7 @@ def test_without_options_it_is_adaptive(fake: FakeProfiler, model: Path) -> None
 
 def test_options_reach_the_device(fake: FakeProfiler, model: Path) -> None:
     options = "--runs 40 --protocol sequential --warmup 7 --trim 0.1 --threads 2 --timeout 9"
+    options += " --load-timeout 900"
     assert esm_host_time(model, *options.split(), "--seed", 5).exit_code == 0
     assert fake.blocks[-1].spec == MeasureSpec(
         run_order=RunOrder.SEQUENTIAL,
@@ -241,6 +243,7 @@ def test_options_reach_the_device(fake: FakeProfiler, model: Path) -> None:
         trim=0.1,
         threads=2,
         model_timeout_s=9.0,
+        load_timeout_s=900.0,
         seed=5,
     )
     limits = ["--precision", 5, "--max-runs", 500, "--max-time", 3]
@@ -306,6 +309,60 @@ def test_the_time_that_is_left_is_told_once(
         "pi4: measuring",
         "pi4: measuring, at most 90 s left".replace("90 s", "2 min"),
     ]
+
+
+def test_loading_that_takes_long_is_told_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter(range(0, 1000, 5))
+    monkeypatch.setattr("esm_host.cli.progress.time.monotonic", lambda: next(now))
+    with DeviceLines(["pi4"], quiet=False) as told:
+        for _ in range(8):
+            told("pi4", Progress(State.PREPARING, 0.0))
+        told("pi4", Progress(State.MEASURING, 0.0))
+    assert capsys.readouterr().err.splitlines() == [
+        "pi4: preparing",
+        "pi4: loading models, 30 s so far",
+        "pi4: loading models, 60 s so far",
+        "pi4: measuring",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("provider", "asked", "used", "why"),
+    [
+        (ProviderInfo("npu", chooses_threads=True), 1, 3.9, "see whether --ep-option can set it"),
+        (ProviderInfo("npu", threads_option="cores"), 2, 2.6, "its option cores was set to 2"),
+        (ProviderInfo("npu"), 2, 4.0, "it ignores the number that was asked for"),
+        (ProviderInfo("npu", chooses_threads=True), 2, 2.4, ""),
+        (ProviderInfo("npu"), 2, 0.0, ""),
+    ],
+)
+def test_more_threads_than_asked_for_are_a_warning(
+    fake: FakeProfiler,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    provider: ProviderInfo,
+    asked: int,
+    used: float,
+    why: str,
+) -> None:
+    fake.providers = (ProviderInfo("cpu"), provider)
+    answer = fake.answer
+
+    def answered(*arguments: Any) -> BlockResult:
+        block = answer(*arguments)
+        measured = (replace(each, threads_used=used) for each in block.measurements)
+        return replace(block, measurements=tuple(measured))
+
+    monkeypatch.setattr(fake, "answer", answered)
+    options = ("--runs", 30, "--ep", "npu", "--threads", asked)
+    result = esm_host_time(model, *options, "--json", "-")
+    (entry,) = json.loads(result.stdout)["results"]
+    assert entry["threads_used"] == (used or None)
+    warned = f"npu used {used:.1f} threads, not {asked}: "
+    assert (warned in result.stderr) is bool(why)
+    assert why in result.stderr
 
 
 def test_a_time_that_is_asked_for_is_kept(fake: FakeProfiler, model: Path) -> None:
@@ -827,6 +884,7 @@ def test_a_provider_that_chooses_its_threads_is_said_to(fake: FakeProfiler, mode
         (["--warmup", "-1"], ["--warmup -1"]),
         (["--threads", "0"], ["--threads 0"]),
         (["--timeout", "0"], ["--timeout 0"]),
+        (["--load-timeout", "0"], ["--load-timeout 0"]),
         (["--seed", "-1"], ["--seed -1"]),
         (["--ep", "cuda"], ["--ep: unknown execution provider 'cuda' on the device", "choose cpu"]),
         (["--tf32"], ["--tf32 needs --ep cuda"]),
