@@ -269,8 +269,8 @@ def main() -> None:
         train, held = split(data.bins.of(data.depth), sizes.held_out, seed)
         for provider, rows in accuracies.items():
             rows.append(auto_accuracy(data, provider, train, held))
-        for name, figures in few_shot(data, train, held, sizes.samples).items():
-            few[name].append(figures)
+        for name, reached in few_shot(data, train, held, sizes.samples).items():
+            few[name].append(reached)
     if args.json:
         figures = {
             "space": SPACE,

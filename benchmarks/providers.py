@@ -252,7 +252,7 @@ def to_json(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15, help="Rounds, 1 or more. [default: 15]")
+    parser.add_argument("--rounds", type=int, default=12, help="Rounds, 1 or more. [default: 12]")
     parser.add_argument(
         "--quick", action="store_true", help="One round of short turns, four models."
     )
