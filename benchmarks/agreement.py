@@ -56,8 +56,8 @@ class Direct:
 
 
 @contextmanager
-def direct() -> Iterator[Direct]:
-    command = [sys.executable, direct_timing.__file__]
+def direct(*options: str, python: str | Path = sys.executable) -> Iterator[Direct]:
+    command = [python, direct_timing.__file__, *options]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:  # leaving closes its input, which ends it

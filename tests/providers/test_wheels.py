@@ -1,7 +1,6 @@
 """Execution providers of real wheels, each on an agent in an environment of its own.
 
-Run by ``make test-providers``, which fetches the wheels. ``ESM_PROVIDER_VENVS`` names the folder of
-the environments, which are made once.
+Run by ``make test-providers``, which fetches the wheels (:mod:`benchmarks.provider_wheels`).
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ import json
 import os
 import re
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,67 +19,37 @@ from click.testing import Result
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
+from benchmarks import provider_wheels
+from benchmarks.provider_wheels import FOLDER, ROOT, surroundings
 from esm_host.cli.app import app
 from esm_models.spaces import load_space
 from tests.helpers import smallest
 
 pytestmark = pytest.mark.providers
 
-ROOT = Path(__file__).parents[2]
-FOLDER = Path(os.environ.get("ESM_PROVIDER_VENVS", ROOT / "build" / "providers"))
-WHEELS = {
-    "openvino": "onnxruntime-openvino==1.24.1",
-    "qnn": "onnxruntime-qnn==2.7.0",
-    "ggml": "onnxruntime-ggml==0.2.0",
-    "ep-openvino": "onnxruntime-ep-openvino==1.8.1",
-}
 MATRICES = ROOT / "device_agent" / "esm_agent" / "reference_models" / "large.onnx"
 CPU, OPENVINO, QNN = (f"{name}ExecutionProvider" for name in ("CPU", "OpenVINO", "QNN"))
 PROFILE = ["--space", "resnet", "--resolution", "32", "--width-mult", "0.25", "--bins", "4"]
 
 
+@contextmanager
+def skipping() -> Iterator[None]:
+    """Skip the test if a wheel cannot be had."""
+    try:
+        yield
+    except provider_wheels.WheelMissingError as error:
+        pytest.skip(str(error))
+
+
 def environment(name: str) -> Path:
-    """The interpreter of an environment with a wheel; all else is that of the tests."""
-    folder = FOLDER / name
-    python = folder / "bin" / "python"
-    if not (folder / "installed").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        install = [python, "-m", "pip", "install", "--quiet", "--no-deps", WHEELS[name]]
-        done = subprocess.run(install, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"{WHEELS[name]} cannot be had: {done.stderr.strip().splitlines()[-1]}")
-        (own,) = folder.glob("lib/python*/site-packages")
-        (own / "of_the_tests.pth").write_text(sysconfig.get_path("purelib"))  # after its own
-        (folder / "installed").touch()
-    return python
-
-
-def surroundings() -> dict[str, str]:
-    path = ":".join(str(ROOT / name) for name in ("device_agent", "protos"))
-    return {**os.environ, "PYTHONPATH": path}
+    with skipping():
+        return provider_wheels.environment(name)
 
 
 @contextmanager
 def agent(name: str, *options: str) -> Iterator[str]:
-    """The address of an agent in an environment, which is alive at the end."""
-    command = [environment(name), "-m", "esm_agent.cli", "serve", "--port", "0", *options]
-    process = subprocess.Popen(
-        [*command, "--until-stdin-closes"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=surroundings(),
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        first = process.stdout.readline()
-        assert first.startswith("esm-agent "), "libraries write to its standard output"
-        yield first.split()[-1]
-        assert process.poll() is None
-    finally:
-        process.stdin.close()
-        process.wait(timeout=60)
+    with skipping(), provider_wheels.agent(name, *options) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
