@@ -683,7 +683,7 @@ class Network:
         if flat:
             return self._add("Gemm", [x, weight, *biases], shape, name, transB=1)
         result = self._add("MatMul", [x, weight], shape, name)
-        return self._add("Add", [result, *biases], shape, f"{name}.bias_add") if bias else result
+        return self._add("Add", [result, *biases], shape, f"{name}_bias") if bias else result
 
     # The model
 
