@@ -29,6 +29,9 @@ KINDS = (
 ``pointwise`` one with kernel 1. ``linear`` is a fully connected layer, and ``matmul`` a product of
 two activations."""
 
+RARE_KINDS = ("matmul", "attention")
+"""Kinds that only transformers have; encodings of other spaces leave them out."""
+
 _FREE = (
     *("Flatten", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Dropout"),
     *("Cast", "ConstantOfShape", "Shape", "Trilu"),  # computed once from constants

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 from onnx import NodeProto, helper
 
@@ -145,11 +145,18 @@ def split(net: Network, output: str) -> list[Part]:
 
 
 def _part_name(node: str) -> str:
-    *scopes, _ = names = node.split(".")
-    for number, scope in enumerate(scopes, start=1):
+    scopes, _, _ = node.rpartition(".")
+    return _part_of(scopes) or node
+
+
+@cache
+def _part_of(scopes: str) -> str:
+    """Return the scopes down to the block."""
+    names = scopes.split(".")
+    for number, scope in enumerate(names, start=1):
         if _BLOCK.fullmatch(scope):
             return ".".join(names[:number])
-    return ".".join(scopes) or node
+    return scopes
 
 
 def _part(
