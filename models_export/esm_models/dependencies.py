@@ -146,7 +146,7 @@ class Dependencies:
     def _showcase(self) -> Codes:
         space, features = self.space, self._features[:-1]
         count = features.shape[1]
-        used = self.relevant.any(axis=0)
+        used = np.asarray(self.relevant.any(axis=0))
         before = np.flatnonzero(used[count : 2 * count])
         firsts = np.flatnonzero(used[self._group == 2])
         depths = np.flatnonzero(used[self._group == 3])

@@ -292,9 +292,7 @@ class Network:
         """Add a normalisation over the last dimension, with scale and bias (Ba et al. 2016)."""
         shape, name = self._shapes[x], self._name("norm")
         weights = [self._parameter(f"{name}.{part}", shape[-1:]) for part in ("scale", "bias")]
-        return self._add(
-            "LayerNormalization", [x, *weights], shape, name, axis=-1, epsilon=epsilon
-        )
+        return self._add("LayerNormalization", [x, *weights], shape, name, axis=-1, epsilon=epsilon)
 
     def rms_norm(self, x: str, epsilon: float = 1e-6) -> str:
         """Add a division by the root mean square over the last dimension, with a scale.
@@ -476,9 +474,7 @@ class Network:
         # Opset 18 has the axes as an input.
         return self._add("ReduceMean", [x], shape, axes=sorted(over), keepdims=int(keepdims))
 
-    def upsample(
-        self, x: str, factor: int, mode: Literal["nearest", "linear"] = "nearest"
-    ) -> str:
+    def upsample(self, x: str, factor: int, mode: Literal["nearest", "linear"] = "nearest") -> str:
         """Enlarge an image by a whole factor, by repetition or linear interpolation."""
         batch, channels, height, width = self._shapes[x]
         shape = (batch, channels, height * factor, width * factor)
@@ -530,14 +526,11 @@ class Network:
         if causal and not one and not (fused and square):
             mask = self._causal_mask(query, key, mask)
         if fused:
-            return self._add(
-                "Attention",
-                [query, key, value] + [mask] * (mask is not None),
-                shape,
-                q_num_heads=heads,
-                kv_num_heads=kv_heads,
-                **({"is_causal": 1} if causal and square and not one else {}),
-            )
+            given = [query, key, value, *([] if mask is None else [mask])]
+            how = {"q_num_heads": heads, "kv_num_heads": kv_heads}
+            if causal and square and not one:
+                how["is_causal"] = 1
+            return self._add("Attention", given, shape, None, None, **how)
         q = self.transpose(self._heads(query, heads), (0, 2, 1, 3))
         k = self.transpose(self._heads(key, kv_heads, heads), (0, 2, 3, 1))
         v = self.transpose(self._heads(value, kv_heads, heads), (0, 2, 1, 3))

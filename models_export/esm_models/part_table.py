@@ -11,7 +11,7 @@ still differ, every architecture is traced once.
 from __future__ import annotations
 
 import enum
-import itertools
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -133,7 +133,7 @@ class PartTable:
                 break
             for side in self.space.resolutions or (self.space.resolution,):
                 self.rows(blocks, np.full(len(blocks), side))
-        if self.rule is Rule.WHOLE or self.version != version or not len(blocks):
+        if self.rule is Rule.WHOLE or not len(blocks):
             raise InvalidSpaceError(
                 f"the parts of {self.space.name} cannot be listed: a block depends on more than "
                 "the block before it and the first block of a unit, or is outside "
@@ -279,9 +279,9 @@ class PartTable:
             blocks = self._dependencies.single_changes()
             base, *changed = (self._traced(block, self.space.resolution) for block in blocks)
             for other in changed:
-                pairs = itertools.zip_longest(base.held, other.held, fillvalue=Counter())
-                for place, (a, b) in enumerate(pairs):
-                    if a != b and self.rule is Rule.CHAIN:
+                for place in range(max(len(base.held), len(other.held))):
+                    ends = (held[place : place + 1] for held in (base.held, other.held))
+                    if operator.ne(*ends) and self.rule is Rule.CHAIN:
                         self._learn(place, base.block, other.block)
         while self.rule is Rule.CHAIN and not self._record([*self._traces.values()]):
             pass

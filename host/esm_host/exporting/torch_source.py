@@ -26,7 +26,7 @@ from torch import nn
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_models.architecture import Architecture
-from esm_models.graph import FLOAT32, NEWEST_OPSET, Network
+from esm_models.graph import FLOAT32, NEWEST_OPSET, Axis, Network
 from esm_models.space import SearchSpace
 from esm_protos.text import counted
 
@@ -420,11 +420,7 @@ class _Operator:
 
     def _buffer(self, text: str) -> _Render:
         name = self._names.new(self.node.name.rpartition(".")[2])
-        line = f'self.register_buffer("{name}", {text}, persistent=False)'
-        # The first line is indented later, and by as much as the width leaves out.
-        self._init.append(
-            textwrap.fill(line, _WIDTH - 8, subsequent_indent=3 * _TAB, break_long_words=False)
-        )
+        self._init.append(f'self.register_buffer("{name}", {text}, persistent=False)')
         return lambda x: f"self.{name}"
 
     def layer_norm(self) -> _Render:
@@ -601,10 +597,10 @@ class _Operator:
         while min(len(before), len(after)) > 1 and before[0] == after[0]:
             before, after, first = before[1:], after[1:], first + 1
         if len(before) == 1:
-            return lambda x: f"{x[0]}.unflatten({first}, {tuple(map(int, after))})"
+            return lambda x: f"{x[0]}.unflatten({first}, {tuple(map(_free, after))})"
         if len(after) == 1:
             return lambda x: f"{x[0]}.flatten({first}, {first + len(before) - 1})"
-        whole = [int(size) for size in self._shape(self.node.output[0])]
+        whole = [_free(size) for size in self._shape(self.node.output[0])]
         kept = [f"{{0}}.shape[{place}]" for place in range(first)]
         sizes = ", ".join([*kept, *map(str, whole[first:])])
         return lambda x: f"{x[0]}.reshape({sizes.format(x[0])})"
@@ -764,6 +760,11 @@ def _capitalised(scope: str) -> str:
     return "".join(word[:1].upper() + word[1:] for word in words)
 
 
+def _free(size: int) -> int:
+    """Return a size for a new shape: -1, which stands for the rest, if it is free."""
+    return -1 if isinstance(size, Axis) else int(size)
+
+
 def _pair(values: Sequence[int]) -> str:
     """Return a pair as torch accepts it: one number if both are equal."""
     return str(values[0]) if len(set(values)) == 1 else str(tuple(values))
@@ -779,12 +780,36 @@ def _body(
     text = [
         "    def __init__(self) -> None:",
         "        super().__init__()",
-        *(f"        {line}" for line in init),
+        *(_wrapped(line, 2 * _TAB) for line in init),
         "",
-        f"    def forward(self, {typed}) -> {kind}:",
-        *(f"        {line}" for line in lines),
+        _wrapped(f"def forward(self, {typed}) -> {kind}:", _TAB),
+        *(_wrapped(line, 2 * _TAB) for line in lines),
     ]
     return "\n".join(text)
+
+
+def _wrapped(line: str, indent: str) -> str:
+    """Return a line of source with its indentation, in several lines if it is long."""
+    if len(indent + line) <= _WIDTH:
+        return indent + line
+    left, equals, right = line.partition(" = ")
+    if line.startswith("return ") and not line.endswith(")"):
+        line = f"return ({line.removeprefix('return ')})"
+    elif equals and ", " in left and "(" not in left:
+        line = f"({left}) = {right}"
+    # Lines may end inside of brackets only.
+    depth, kept = 0, ""
+    for character in line:
+        depth += (character in "([{") - (character in ")]}")
+        kept += "\0" if character == " " and not depth else character
+    return textwrap.fill(
+        kept,
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + _TAB,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).replace("\0", " ")
 
 
 def _forward(
