@@ -53,7 +53,8 @@ class OperatorCost:
         flops: 2 per multiply-add; 1 per number read for other operators. Biases are not counted.
         activation_bytes: Bytes of the inputs read and the outputs written.
         weight_bytes: Bytes of the parameters read.
-        parameters: Number of parameters. An embedding reads some of them.
+        parameters: Number of parameters. An embedding reads some of them, and those that two
+            operators share count for each.
     """
 
     kind: str

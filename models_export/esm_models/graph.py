@@ -163,7 +163,8 @@ class Network:
             dtype: ``float32``, ``int64`` or ``bool``.
         """
         _check(dtype in _ELEMENTS, f"dtype {dtype!r} of input {name!r}: choose {_TYPES}")
-        _check(name not in self._shapes, f"input {name!r} exists: give another name")
+        taken = name == "output" or name in self._outputs.values() or name in self._shapes
+        _check(not taken, f"input {name!r} exists: give another name")
         self._inputs.append(name)
         self._shapes[name] = tuple(shape)
         self._type(name, dtype)

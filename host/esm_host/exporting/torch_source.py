@@ -138,6 +138,7 @@ class _Writer:
         self.constants = {
             name for node in self.nodes for name in node.input if name in self.arguments(node)
         }
+        self.makers = {name: node for node in self.nodes for name in node.output}
         self.readers: dict[str, list[NodeProto]] = {}
         for node in self.nodes:
             for name in node.input:
@@ -176,7 +177,7 @@ class _Writer:
         return nodes
 
     def shape(self, tensor: str) -> Shape:
-        return self.shapes.get(tensor) or self.net.shape(tensor)
+        return self.shapes[tensor] if tensor in self.shapes else self.net.shape(tensor)
 
     # The text
 
@@ -474,11 +475,15 @@ class _Operator:
         self.writer.helpers.add(_ATTENTION)
         heads, kv_heads = self._take("q_num_heads", 0), self._take("kv_num_heads", 0)
         causal = ", causal=True" * self._take("is_causal", 0)
+        if not heads or not kv_heads or len(self.node.input) > 4:
+            raise self._refused(" in this form")
         return lambda x: f"attention({', '.join(x[:3])}, {heads}, {kv_heads}{_mask(x)}{causal})"
 
     def rotary(self) -> _Render:
         self.writer.helpers.add(_ROTARY)
         heads = self._take("num_heads", 0)
+        if not heads or len(self.node.input) != 3:
+            raise self._refused(" in this form")
         return lambda x: f"rotary({', '.join(x)}, {heads})"
 
     def constant_of_shape(self) -> _Render:
@@ -573,11 +578,11 @@ class _Operator:
 
     def _repeats_batch(self, tensor: str) -> bool:
         """Return whether a tensor is a parameter for all of the batch, such as a class token."""
-        made = next((node for node in self.writer.nodes if tensor in node.output), None)
+        made = self.writer.makers.get(tensor)
         while made is not None and made.op_type == "Expand":
             tensor = made.input[0]
-            made = next((node for node in self.writer.nodes if tensor in node.output), None)
-        return made is not None and made.op_type == "Parameter" and self._shape(tensor)[0] == 1
+            made = self.writer.makers.get(tensor)
+        return made is not None and made.op_type == "Parameter" and self._shape(tensor)[:1] == (1,)
 
     def flatten(self) -> _Render:
         self._expect("axis", 1, 1)
