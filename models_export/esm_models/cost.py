@@ -23,14 +23,23 @@ Shape = tuple[int, ...]
 KINDS = (
     *("conv", "pointwise", "depthwise", "grouped", "linear"),
     *("pool", "norm", "elementwise", "layout"),
+    *("matmul", "attention"),
 )
 """Kinds of operators. ``conv`` is a convolution with one group and a kernel above 1, and
-``pointwise`` one with kernel 1. ``linear`` is a fully connected layer."""
+``pointwise`` one with kernel 1. ``linear`` is a fully connected layer, and ``matmul`` a product of
+two activations."""
 
-_FREE = ("Flatten", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Dropout")
+RARE_KINDS = ("matmul", "attention")
+"""Kinds that only transformers have; encodings of other spaces leave them out."""
+
+_FREE = (
+    *("Flatten", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Dropout"),
+    *("Cast", "ConstantOfShape", "Shape", "Trilu"),  # computed once from constants
+)
 """Operators that move no bytes."""
-_LAYOUT = (*_FREE, "Concat", "Transpose", "Pad", "Slice", "Split")
-_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
+_LAYOUT = (*_FREE, "Concat", "Expand", "Gather", "Pad", "Slice", "Split", "Transpose")
+_NORMS = ("BatchNormalization", "LayerNormalization", "RMSNormalization")
+_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean")
 _FLOAT_BYTES = 4
 
 
@@ -42,8 +51,10 @@ class OperatorCost:
         kind: One of :data:`KINDS`.
         macs: Multiply-adds of a convolution or linear layer; 0 for other operators.
         flops: 2 per multiply-add; 1 per number read for other operators. Biases are not counted.
-        activation_bytes: Bytes of the inputs read and the output written.
+        activation_bytes: Bytes of the inputs read and the outputs written.
         weight_bytes: Bytes of the parameters read.
+        parameters: Number of parameters. An embedding reads some of them, and those that two
+            operators share count for each.
     """
 
     kind: str
@@ -51,6 +62,7 @@ class OperatorCost:
     flops: int
     activation_bytes: int
     weight_bytes: int
+    parameters: int
 
     @property
     def bytes(self) -> int:
@@ -59,19 +71,32 @@ class OperatorCost:
 
 
 def operator_cost(
-    node: onnx.NodeProto, inputs: Sequence[Shape], weights: Sequence[Shape], output: Shape
+    node: onnx.NodeProto,
+    inputs: Sequence[Shape],
+    weights: Sequence[Shape],
+    outputs: Sequence[Shape],
 ) -> OperatorCost:
     """Return the cost of an operator, counted from its shapes; every input is read once.
+
+    Of a table with indices (``Gather``), only the elements that the output has are read.
 
     Args:
         node: Operator.
         inputs: Shapes of its activations.
         weights: Shapes of its initializers.
-        output: Shape of its result.
+        outputs: Shapes of its results.
     """
-    kind, macs, flops = _work(node, inputs, weights, output)
-    moved = 0 if node.op_type in _FREE else _numbers([*inputs, output])
-    return OperatorCost(kind, macs, flops, _FLOAT_BYTES * moved, _FLOAT_BYTES * _numbers(weights))
+    kind, macs, flops = _work(node, inputs, weights, outputs[0])
+    parameters = read = _numbers(weights)
+    if node.op_type in _FREE:
+        moved = 0
+    elif node.op_type == "Gather":
+        taken = _numbers(outputs)
+        read = taken if weights else 0
+        moved = _numbers(inputs[-1:]) + (taken if weights else 2 * taken)
+    else:
+        moved = _numbers([*inputs, *outputs])
+    return OperatorCost(kind, macs, flops, _FLOAT_BYTES * moved, _FLOAT_BYTES * read, parameters)
 
 
 def _work(
@@ -89,12 +114,16 @@ def _work(
             kind = "depthwise" if group == out_channels == inputs[0][1] else "grouped"
         return kind, macs, 2 * macs
     if node.op_type in ("Gemm", "MatMul"):
-        macs = size * inputs[0][-1]
-        return "linear", macs, 2 * macs
+        macs = size * (inputs or weights)[0][-1]
+        return "linear" if weights else "matmul", macs, 2 * macs
+    if node.op_type == "Attention":
+        keys = inputs[1][-2]
+        macs = (math.prod(inputs[0]) + size) * keys
+        return "attention", macs, 2 * macs
     if node.op_type in _POOLS:
         kernel = [helper.get_attribute_value(a) for a in node.attribute if a.name == "kernel_shape"]
         return "pool", 0, size * math.prod(kernel[0]) if kernel else _numbers(inputs)
-    if node.op_type == "BatchNormalization":
+    if node.op_type in _NORMS:
         return "norm", 0, 2 * size
     if node.op_type in _LAYOUT:
         return "layout", 0, 0

@@ -2,22 +2,26 @@
 
 A few architectures are traced, and the table records the parts at each place of their graphs
 (:meth:`esm_models.space.SearchSpace.places`). All other architectures are looked up. Every traced
-architecture is compared with the table. If they differ, the table uses pairs of a block's option
-and that of the block before it. A space whose blocks choose their own widths needs this. If they
+architecture is compared with the table, and some of those that are looked up are traced for that.
+If they differ, the table learns on what the parts of each place depend
+(:mod:`esm_models.dependencies`). A space whose blocks choose their own widths needs this. If they
 still differ, every architecture is traced once.
 """
 
 from __future__ import annotations
 
 import enum
+import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_models.dependencies import Dependencies
 from esm_models.errors import InvalidSpaceError
 from esm_models.parts import Part, parts_of
 from esm_models.space import Codes, SearchSpace
@@ -25,7 +29,7 @@ from esm_models.space import Codes, SearchSpace
 Content = Mapping[tuple[str, int], int]
 """Number of times that a place holds a part, by region and number of the part."""
 
-_CHECKS, _CHAIN_CHECKS = 4, 2
+_CHECKS = 4
 _MOST_PIXELS = 2**16
 
 
@@ -35,9 +39,17 @@ class Rule(enum.IntEnum):
     PLACE = 0
     """The place's own value (:meth:`esm_models.space.SearchSpace.places`)."""
     CHAIN = 1
-    """The options of a block and of the block before it; for the rest, the last block's option."""
+    """What the place was found to depend on, such as the block before."""
     WHOLE = 2
     """The whole architecture, which is a single row."""
+
+
+class _Trace(NamedTuple):
+    """Traced architecture with the parts of each place."""
+
+    block: Codes
+    side: int
+    held: list[Counter[tuple[str, int]]]
 
 
 class PartTable:
@@ -48,8 +60,8 @@ class PartTable:
         contents: Parts of each row.
         kinds: Pairs of a region and a kind of operator there. They come from the architectures
             traced first, which have every option in every block.
-        rule: Key that determines the parts, as far as is known. Row numbers become invalid when
-            it changes.
+        rule: Key that determines the parts, as far as is known.
+        version: Number of changes of that key. Each makes row numbers invalid.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -57,16 +69,20 @@ class PartTable:
         self.parts: list[Part] = []
         self.contents: list[Content] = []
         self.rule = Rule.PLACE
+        self.version = 0
+        self._dependencies = Dependencies(space)
         self._seen_all = False
+        self._compared = False
+        self._looked_up = 0
         self._numbers: dict[str, int] = {}
         self._rows: dict[int, int] = {}
+        self._examples: list[Codes] = []
+        """Traced architecture of each row."""
+        self._traces: dict[tuple[bytes, int], _Trace] = {}
         self._whole: dict[bytes, int] = {}
         for blocks in (*_uniform_blocks(space), *_random_blocks(space, _CHECKS)):
             self._trace(blocks, space.resolution)
         self.kinds = frozenset((part.region, o.kind) for part in self.parts for o in part.operators)
-        if self.rule is Rule.CHAIN:
-            for blocks in _changed_blocks(space, _CHAIN_CHECKS):
-                self._trace(blocks, space.resolution)
 
     @property
     def additive(self) -> bool:
@@ -96,9 +112,10 @@ class PartTable:
                 known = np.array([self._rows.get(key, -1) for key in different.tolist()])
                 rows[:, place] = known[inverse]
                 candidates.update(first[known < 0].tolist())
-            if not candidates:
+            if candidates:
+                self._trace_all(blocks, resolution, sorted(candidates))
+            elif not pruned or not self._check(blocks, resolution):
                 return rows
-            self._trace_all(blocks, resolution, sorted(candidates))
 
     def complete(self) -> None:
         """Find all parts of the space.
@@ -108,28 +125,48 @@ class PartTable:
         """
         if self._seen_all and self.rule is not Rule.WHOLE:
             return
-        for rule in (Rule.PLACE, Rule.CHAIN):
-            if self.rule is rule:
-                blocks = self.space.showcase() if self.additive else _chains(self.space)
-                for side in self.space.resolutions or (self.space.resolution,):
-                    self.rows(blocks, np.full(len(blocks), side))
-        if self.rule is Rule.WHOLE:
+        version = -1
+        while self.rule is not Rule.WHOLE and self.version != version:
+            version = self.version
+            blocks = self.space.showcase() if self.additive else self._dependencies.showcase()
+            if not len(blocks):
+                break
+            for side in self.space.resolutions or (self.space.resolution,):
+                self.rows(blocks, np.full(len(blocks), side))
+        if self.rule is Rule.WHOLE or not len(blocks):
             raise InvalidSpaceError(
                 f"the parts of {self.space.name} cannot be listed: a block depends on more than "
-                "the block before it, or is outside net.scope('unit1.block1'); define the methods "
-                "place, places and showcase"
+                "the block before it and the first block of a unit, or is outside "
+                "net.scope('unit1.block1'); define the methods place, places and showcase"
             )
         self._seen_all = True
+
+    def _check(self, blocks: Codes, resolution: NDArray[np.int64]) -> bool:
+        """Compare a few architectures with the table, each time that twice as many were looked up.
+
+        Returns:
+            Whether they differ.
+        """
+        before, self._looked_up = self._looked_up, self._looked_up + len(blocks)
+        if self.rule is Rule.WHOLE or not len(blocks) or self._looked_up < 2 * before:
+            return False
+        version, rng = self.version, np.random.default_rng(self._looked_up)
+        for row in rng.integers(len(blocks), size=_CHECKS).tolist():
+            self._trace(blocks[row], int(resolution[row]))
+        return self.version != version
 
     def _keys(
         self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
     ) -> NDArray[np.int64]:
         """Return the keys that determine the rows, ``(n, places)``."""
+        places: NDArray[np.int64] | None = None
         if self.rule is Rule.PLACE:
             places = self.space.places(blocks, pruned)
         elif self.rule is Rule.CHAIN:
-            places = _chained_places(self.space, blocks)
-        else:
+            places = self._dependencies.keys(blocks)
+            if places is None:
+                self._change(Rule.WHOLE)
+        if places is None:
             texts = [block.tobytes() for block in np.ascontiguousarray(blocks, dtype=np.int16)]
             ids = [self._whole.setdefault(text, len(self._whole)) for text in texts]
             places = np.array(ids, dtype=np.int64)[:, None]
@@ -139,46 +176,115 @@ class PartTable:
         self, blocks: Codes, resolution: NDArray[np.int64], candidates: list[int]
     ) -> None:
         """Trace architectures until the table covers all candidates, uniform ones first."""
-        uniform = _uniform_blocks(self.space)
-        if self.additive and len(uniform) < len(candidates):
+        whole = _uniform_blocks(self.space)
+        if self.rule is Rule.CHAIN:
+            whole = self._dependencies.showcase()
+        if self.rule is not Rule.WHOLE and len(whole) < len(candidates):
             for side in np.unique(resolution[candidates]).tolist():
-                for block in uniform:
-                    self._trace_new(block, side)
+                self._trace_new(whole, np.full(len(whole), side))
         # Shuffled, because neighbours in an enumeration have few new parts.
-        for row in np.random.default_rng(0).permutation(candidates).tolist():
-            self._trace_new(blocks[row], int(resolution[row]))
+        order = np.random.default_rng(0).permutation(candidates)
+        self._trace_new(blocks[order], resolution[order])
 
-    def _trace_new(self, block: Codes, side: int) -> None:
-        keys = self._keys(block[None], np.array([side]))
-        if not self._rows.keys() >= set(keys[0].tolist()):
-            self._trace(block, side)
+    def _trace_new(self, blocks: Codes, resolution: NDArray[np.int64]) -> None:
+        """Trace architectures in their order, each if a place of it has no row."""
+        version, keys = self.version, self._keys(blocks, resolution).tolist()
+        for row, places in enumerate(keys):
+            if not self._rows.keys() >= set(places):
+                self._trace(blocks[row], int(resolution[row]))
+            if self.version != version:
+                return
 
     def _trace(self, block: Codes, side: int) -> None:
         """Trace one architecture, record its parts, and compare them with the table."""
+        trace = self._traced(block, side)
+        if not self._record([trace]):
+            self._relearn()
+
+    def _traced(self, block: Codes, side: int) -> _Trace:
         space = self.space
+        name = np.ascontiguousarray(block, dtype=np.int16).tobytes(), side
+        if name in self._traces:
+            return self._traces[name]
         codes = np.full((1, *space.code_shape), -1, dtype=np.int16)
         codes[0, : space.unit_count] = block
         if space.resolutions:
             codes[0, -1, 0] = space.resolutions.index(side)
-        (keys,) = self._keys(block[None], np.array([side])).tolist()
         labels = ["", *(space.options[code].label if code >= 0 else "" for code in block.flat)]
-        held: list[Counter[tuple[str, int]]] = [Counter() for _ in keys]
+        held: list[Counter[tuple[str, int]]] = []
         for part in parts_of(space, space.decode(codes)[0]):
             place = space.place(part.name)
             number = self._numbers.setdefault(part.key, len(self.parts))
             if number == len(self.parts):
                 label = labels[place] if place < len(labels) else ""
                 self.parts.append(replace(part, option=label))
-            held[0 if self.rule is Rule.WHOLE else place][part.region, number] += 1
-        for key, content in zip(keys, held, strict=True):
+            held += [Counter() for _ in range(len(held), place + 1)]
+            held[place][part.region, number] += 1
+        trace = _Trace(block, side, held)
+        if self.rule is not Rule.WHOLE:
+            self._traces[name] = trace
+        return trace
+
+    def _record(self, traces: Sequence[_Trace]) -> bool:
+        """Add traced architectures to the table, until one disagrees with it.
+
+        Returns:
+            Whether all agree.
+        """
+        sides = np.array([trace.side for trace in traces])
+        keys = self._keys(np.array([trace.block for trace in traces]), sides).tolist()
+        return all(map(self._agrees, traces, keys))
+
+    def _agrees(self, trace: _Trace, keys: Sequence[int]) -> bool:
+        held = trace.held
+        if self.rule is Rule.WHOLE:
+            held = [sum(held, Counter())]
+        if len(held) > len(keys):
+            raise InvalidSpaceError(
+                f"{self.space.name} has operators in the scope of a block that no architecture "
+                "has: number units and blocks from 1, as in net.scope('unit1.block1')"
+            )
+        held = held + [Counter()] * (len(keys) - len(held))
+        for place, (key, content) in enumerate(zip(keys, held, strict=True)):
             row = self._rows.setdefault(key, len(self.contents))
             if row == len(self.contents):
                 self.contents.append(content)
+                self._examples.append(trace.block)
             elif self.contents[row] != content:
-                self.rule = _next_rule(self.rule, space)
-                self._rows.clear()
-                self.contents.clear()
-                return
+                if self.rule is Rule.PLACE:
+                    self._change(_next_rule(self.space))
+                else:
+                    self._learn(place, self._examples[row], trace.block)
+                return False
+        return True
+
+    def _change(self, rule: Rule) -> None:
+        """Forget the rows, whose key has changed."""
+        self.rule = rule
+        self.version += 1
+        self._rows.clear()
+        self.contents.clear()
+        self._examples.clear()
+        if rule is Rule.WHOLE:
+            self._traces.clear()
+
+    def _learn(self, place: int, a: Codes, b: Codes) -> None:
+        known = self._dependencies.learn(place, a, b)
+        self._change(Rule.CHAIN if known else Rule.WHOLE)
+
+    def _relearn(self) -> None:
+        """Find a key that tells all traces apart, and record them by it."""
+        if self.rule is Rule.CHAIN and not self._compared:
+            self._compared = True
+            blocks = self._dependencies.single_changes()
+            base, *changed = (self._traced(block, self.space.resolution) for block in blocks)
+            for other in changed:
+                for place in range(max(len(base.held), len(other.held))):
+                    ends = (held[place : place + 1] for held in (base.held, other.held))
+                    if operator.ne(*ends) and self.rule is Rule.CHAIN:
+                        self._learn(place, base.block, other.block)
+        while self.rule is Rule.CHAIN and not self._record([*self._traces.values()]):
+            pass
 
 
 @cache
@@ -202,55 +308,11 @@ def _uniform_blocks(space: SearchSpace) -> Codes:
     return SearchSpace.showcase(space)
 
 
-def _next_rule(rule: Rule, space: SearchSpace) -> Rule:
-    """Return the rule to try after one has failed."""
+def _next_rule(space: SearchSpace) -> Rule:
+    """Return the rule to try after :meth:`esm_models.space.SearchSpace.places` has failed."""
     own = type(space)
     plain = own.place is SearchSpace.place and own.places is SearchSpace.places
-    chained = plain and all(min(depths) > 0 for depths in space.depths)
-    return Rule.CHAIN if rule is Rule.PLACE and chained else Rule.WHOLE
-
-
-def _chained_places(space: SearchSpace, blocks: Codes) -> NDArray[np.int64]:
-    """Return :meth:`esm_models.space.SearchSpace.places` that also depend on the block before."""
-    flat = blocks.reshape(len(blocks), -1).astype(np.int64)
-    options = len(space.options)
-    before = np.full(len(flat), -1)
-    places = np.zeros((len(flat), 1 + flat.shape[1]), dtype=np.int64)
-    for place, own in enumerate(flat.T, start=1):
-        first = 2 + options + (place - 1) * options * (options + 1)
-        places[:, place] = np.where(own < 0, 1, first + own + options * (before + 1))
-        before = np.where(own < 0, before, own)
-    places[:, 0] = 2 + before
-    return places
-
-
-def _chains(space: SearchSpace) -> Codes:
-    """Return the blocks of the deepest architectures that alternate between two options.
-
-    Together they have every option after every other option.
-    """
-    options = np.arange(len(space.options))
-    pairs = np.stack(np.meshgrid(options, options), axis=-1).reshape(-1, 2)
-    blocks = np.full((len(pairs), space.unit_count, space.max_unit_depth), -1, dtype=np.int16)
-    count = 0
-    for unit, depths in enumerate(space.depths):
-        for block in range(max(depths)):
-            blocks[:, unit, block] = pairs[:, (unit if space.one_option_per_unit else count) % 2]
-            count += 1
-    return blocks
-
-
-def _changed_blocks(space: SearchSpace, n: int) -> list[Codes]:
-    """Return random architectures, each followed by those that differ from it in one block."""
-    result = []
-    for blocks in _random_blocks(space, n):
-        result.append(blocks)
-        for unit, block in np.argwhere(blocks >= 0):
-            changed = blocks.copy()
-            alike = blocks[unit] >= 0 if space.one_option_per_unit else block
-            changed[unit, alike] = (blocks[unit, block] + 1) % len(space.options)
-            result.append(changed)
-    return result
+    return Rule.CHAIN if plain and all(min(depths) > 0 for depths in space.depths) else Rule.WHOLE
 
 
 def _random_blocks(space: SearchSpace, n: int) -> Codes:

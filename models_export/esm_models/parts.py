@@ -11,13 +11,19 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import NodeProto, helper
 
 from esm_models.architecture import Architecture
 from esm_models.cost import OperatorCost, Shape, operator_cost
-from esm_models.graph import FLOAT32, Network, serialize_graph, weightless_initializer
+from esm_models.graph import (
+    FLOAT32,
+    Network,
+    serialize_graph,
+    value_info,
+    weightless_initializer,
+)
 from esm_models.space import SearchSpace
 
 _BLOCK = re.compile(r"block\d+")
@@ -45,6 +51,7 @@ class Part:
     _inputs: Mapping[str, Shape] = field(repr=False, compare=False)
     _outputs: Mapping[str, Shape] = field(repr=False, compare=False)
     _shapes: Mapping[str, Shape] = field(repr=False, compare=False)
+    _types: Mapping[str, str] = field(repr=False, compare=False)
     option: str = field(default="", compare=False)
     dtype: str = FLOAT32
 
@@ -54,9 +61,11 @@ class Part:
         costs = []
         for node in self._nodes:
             if node.op_type != "Constant":
-                read = [self._shapes[name] for name in node.input if name not in self._weights]
-                fixed = [self._weights[name] for name in node.input if name in self._weights]
-                costs.append(operator_cost(node, read, fixed, self._shapes[node.output[0]]))
+                given = [name for name in node.input if name]  # "" is left out
+                read = [self._shapes[name] for name in given if name not in self._weights]
+                fixed = [self._weights[name] for name in given if name in self._weights]
+                made = [self._shapes[name] for name in node.output]
+                costs.append(operator_cost(node, read, fixed, made))
         return tuple(costs)
 
     @property
@@ -80,34 +89,34 @@ class Part:
 
     @property
     def parameters(self) -> int:
-        return sum(operator.weight_bytes for operator in self.operators) // 4
+        return sum(operator.parameters for operator in self.operators)
 
     def build(self) -> bytes:
         """Return the part as a serialized weightless ONNX model; equal parts give equal bytes.
 
         Its inputs from other parts are ``input1``, ``input2``, ... Tensors that other parts use,
-        or that no part uses, are its outputs ``output1``, ... Inputs and outputs are float32, also
-        those of an int8 part.
+        or that no part uses, are its outputs ``output1``, ... None is int8, also of an int8 part.
         """
         names = {name: f"input{number}" for number, name in enumerate(self._inputs, start=1)}
         names |= {name: f"output{number}" for number, name in enumerate(self._outputs, start=1)}
+        names[""] = ""
         nodes = []
         for number, node in enumerate(self._nodes, start=1):
             alone = NodeProto()
             alone.CopyFrom(node)
             alone.name = f"{node.op_type.lower()}{number}"
             for place, name in enumerate(n for n in node.input if n in self._weights):
-                names[name] = f"{alone.name}.weight{place + 1}"
-            for name in node.output:
-                names.setdefault(name, f"{alone.name}.out")
+                names.setdefault(name, f"{alone.name}.weight{place + 1}")
+            for place, name in enumerate(node.output):
+                names.setdefault(name, f"{alone.name}.out" + (f"{place + 1}" if place else ""))
             alone.input[:] = [names[name] for name in node.input]
             alone.output[:] = [names[name] for name in node.output]
             nodes.append(alone)
         graph = helper.make_graph(
             nodes,
             self.key,
-            [_value(names[name], shape) for name, shape in self._inputs.items()],
-            [_value(names[name], shape) for name, shape in self._outputs.items()],
+            [value_info(names[n], self._types[n], shape) for n, shape in self._inputs.items()],
+            [value_info(names[n], self._types[n], shape) for n, shape in self._outputs.items()],
             [weightless_initializer(names[name], shape) for name, shape in self._weights.items()],
         )
         return serialize_graph(graph, self.dtype, {names[n]: s for n, s in self._shapes.items()})
@@ -125,7 +134,7 @@ def parts_of(space: SearchSpace, architecture: Architecture) -> list[Part]:
 def split(net: Network, output: str) -> list[Part]:
     """Return the parts of a graph whose result is ``output``."""
     groups: dict[str, list[NodeProto]] = {}
-    users: dict[str, set[str]] = {output: {""}}
+    users: dict[str, set[str]] = {name: {""} for name in (output, *net.outputs)}
     for node in net.nodes:
         part = _part_name(node.name)
         groups.setdefault(part, []).append(node)
@@ -136,11 +145,18 @@ def split(net: Network, output: str) -> list[Part]:
 
 
 def _part_name(node: str) -> str:
-    *scopes, _ = names = node.split(".")
-    for number, scope in enumerate(scopes, start=1):
+    scopes, _, _ = node.rpartition(".")
+    return _part_of(scopes) or node
+
+
+@cache
+def _part_of(scopes: str) -> str:
+    """Return the scopes down to the block."""
+    names = scopes.split(".")
+    for number, scope in enumerate(names, start=1):
         if _BLOCK.fullmatch(scope):
             return ".".join(names[:number])
-    return ".".join(scopes) or node
+    return scopes
 
 
 def _part(
@@ -157,19 +173,22 @@ def _part(
     signature: list[object] = []
     for node in nodes:
         terms = []
-        for tensor in node.input:
+        for tensor in filter(None, node.input):
             if tensor in all_weights:
                 weights[tensor] = all_weights[tensor]
                 terms.append(f"w{all_weights[tensor]}")
                 continue
             if tensor not in made:
                 shapes[tensor] = inputs[tensor] = net.shape(tensor)
-                made[tensor] = f"x{len(inputs)}{inputs[tensor]}"
+                typed = "" if net.type(tensor) == FLOAT32 else net.type(tensor)
+                made[tensor] = f"x{len(inputs)}{inputs[tensor]}{typed}"
             terms.append(made[tensor])
-        shapes[node.output[0]] = result = net.shape(node.output[0])
-        made[node.output[0]] = f"y{len(signature)}"
+        results = [net.shape(tensor) for tensor in node.output]
+        shapes |= dict(zip(node.output, results, strict=True))
+        for place, tensor in enumerate(node.output):
+            made[tensor] = f"y{len(signature)}" + (f".{place}" if place else "")
         attributes = [a.SerializeToString(deterministic=True) for a in node.attribute]
-        signature.append((node.op_type, attributes, terms, result))
+        signature.append((node.op_type, attributes, terms, *results))
     outputs = {
         tensor: net.shape(tensor)
         for node in nodes
@@ -179,8 +198,5 @@ def _part(
     text = repr((signature, [made[tensor] for tensor in outputs]))
     text += net.dtype if net.dtype != FLOAT32 else ""
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Part(name, key, tuple(nodes), weights, inputs, outputs, shapes, dtype=net.dtype)
-
-
-def _value(name: str, shape: Shape) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    types = {tensor: net.type(tensor) for tensor in (*inputs, *outputs)}
+    return Part(name, key, tuple(nodes), weights, inputs, outputs, shapes, types, dtype=net.dtype)

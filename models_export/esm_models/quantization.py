@@ -4,8 +4,10 @@ Pairs of QuantizeLinear and DequantizeLinear around the operators convert activa
 weights to int8, as in the models of ONNX Runtime's static quantisation. When it loads the graph,
 its optimiser fuses them into QLinearConv, QGemm, QLinearAdd and so on. It also converts the
 float32 weights to int8 once. QuantizeLinear does not support int32, so a division and a cast
-convert biases to int32. HardSwish, HardSigmoid and BatchNormalization have no int8 kernel and
-stay in float32 between two conversions, as in a deployed model.
+convert biases to int32. Operators without an int8 kernel stay in float32 between two conversions,
+as in a deployed model: HardSwish, HardSigmoid, Gelu, Tanh, normalisations, attention. What follows
+from constants and integer inputs alone stays as it is, such as a mask or rotary tables. A result
+that such numbers enter becomes uint8 at the matrix product that reads it.
 
 There is no calibration, because there are no trained weights and no images. The ranges follow
 from standard normal inputs and from the distributions of :mod:`esm_protos.weights`. Mean and
@@ -22,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from esm_models.errors import InvalidSpaceError
 
@@ -39,8 +41,19 @@ _LEAST_RMS = 1e-2
 _BIAS_MEAN, _BIAS_VARIANCE = 1.0, 1 / 12
 _SCALE_SQUARED, _INVERSE_VARIANCE = 13 / 12, math.log(3)
 
-_COPIES = ("MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose")
+_COPIES = (
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose"),
+    *("Expand", "Gather", "Identity", "Resize", "Slice", "Split", "Where"),
+)
 """Operators whose results are as large as their inputs."""
+
+_ELEMENTWISE = ("Add", "Mul", "Div", "Where")
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_WITH_WEIGHTS = (
+    *("Conv", "Gemm"),
+    *("BatchNormalization", "LayerNormalization", "RMSNormalization"),
+)
+"""Operators whose initializers are no activations."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,8 @@ class _Quantizer:
     scales: dict[str, float] = field(default_factory=dict)
     signals: dict[str, _Signal] = field(default_factory=dict)
     moments: dict[str, _Moments] = field(default_factory=dict)
+    known: dict[str, _Moments] = field(default_factory=dict)
+    """Moments of the constants."""
 
     def source(self, name: str, mean: float, variance: float) -> _Signal:
         """Add a signal that is independent of the previous ones."""
@@ -93,8 +108,11 @@ class _Quantizer:
         self.nodes.append(helper.make_node(kind, inputs, [output], name, **attributes))
         return output
 
-    def activation(self, tensor: str, owner: str, result: str) -> None:
-        """Convert a float tensor to uint8 and back, as the tensor ``result``."""
+    def activation(self, tensor: str, stem: str, result: str) -> None:
+        """Convert a float tensor to uint8 and back, as the tensor ``result``.
+
+        Names of the two operators begin with ``stem``.
+        """
         signal = self.signals[tensor]
         size = math.sqrt(self.total(signal).square)
         reach = signal.bound or _DEVIATIONS * max(size, _LEAST_RMS)
@@ -105,7 +123,7 @@ class _Quantizer:
             if signal.unsigned
             else self.scalar("middle", TensorProto.UINT8, 128),
         ]
-        self.pair(tensor, by, owner, result)
+        self.pair(tensor, by, stem, result)
 
     def weight(self, tensor: str, owner: str) -> str:
         deviation = math.sqrt(2 / math.prod(self.shapes[tensor][1:]))
@@ -114,10 +132,10 @@ class _Quantizer:
             self.scalar(f"{tensor}.scale", TensorProto.FLOAT, self.scales[tensor]),
             self.scalar("weight_zero", TensorProto.INT8, 0),
         ]
-        return self.pair(tensor, by, owner, f"{tensor}.quantized")
-
-    def pair(self, tensor: str, by: list[str], owner: str, result: str) -> str:
         stem = f"{owner}/{tensor.rpartition('.')[2]}"
+        return self.pair(tensor, by, stem, f"{tensor}.quantized")
+
+    def pair(self, tensor: str, by: list[str], stem: str, result: str) -> str:
         integers = self.add("QuantizeLinear", f"{stem}_q", [tensor, *by], f"{tensor}.integers")
         return self.add("DequantizeLinear", f"{stem}_dq", [integers, *by], result)
 
@@ -143,30 +161,78 @@ class _Quantizer:
         moments = self.total(first)
         if kind in ("Conv", "Gemm"):
             share = self._filled(node) if kind == "Conv" else 1.0
-            variance = 2 * share * moments.square + _BIAS_VARIANCE
-            return self.source(output, _BIAS_MEAN, variance)
-        if kind in ("Relu", "HardSwish"):  # equal for large numbers
+            variance = 2 * share * moments.square
+            if len(node.input) < 3:
+                return self.source(output, 0.0, variance)
+            return self.source(output, _BIAS_MEAN, variance + _BIAS_VARIANCE)
+        if kind == "MatMul":
+            count, results = self.shapes[node.input[1]][-2:]
+            if len(inputs) == 1:  # by weights
+                return self.source(output, 0.0, 2 * count / results * moments.square)
+            other = self.total(inputs[1])
+            mean = moments.mean * other.mean
+            return self.source(
+                output, count * mean, count * (moments.square * other.square - mean**2)
+            )
+        if kind in ("Relu", "HardSwish", "Gelu"):  # equal for large numbers
             rectified = _rectified(moments)
             made = self.source(output, rectified.mean, rectified.variance)
             made.unsigned = kind == "Relu"
             return made
-        if kind == "HardSigmoid":
+        if kind in ("HardSigmoid", "Sigmoid"):
             made = self.source(output, 0.5, 0.25)  # 0 or 1 for large numbers
             made.unsigned, made.bound = True, 1.0
             return made
         if kind == "BatchNormalization":
             square = _SCALE_SQUARED * _INVERSE_VARIANCE
             return self.source(output, moments.mean, square * moments.variance + 2 / 12 * square)
-        if kind == "Add":
+        if kind in ("Tanh", "Erf"):
+            made = self.source(output, 0.0, min(moments.square, 1.0))
+            made.bound = 1.0
+            return made
+        if kind == "Softmax":
+            axis = next(a.i for a in node.attribute if a.name == "axis")
+            count = self.shapes[node.input[0]][axis]
+            spread = min(math.exp(min(moments.variance, 50.0)) - 1, count - 1)
+            made = self.source(output, 1 / count, spread / count**2)  # of log-normal numbers
+            made.unsigned, made.bound = True, 1.0
+            return made
+        if kind == "LayerNormalization":
+            return self.source(output, _BIAS_MEAN, _SCALE_SQUARED + _BIAS_VARIANCE)
+        if kind == "RMSNormalization":
+            mean = moments.mean / math.sqrt(max(moments.square, _LEAST_RMS**2))
+            return self.source(output, mean, _SCALE_SQUARED - mean**2)
+        if kind == "RotaryEmbedding":
+            return self.source(output, 0.0, moments.square)
+        if kind == "Attention":  # a mean of values
+            mixed = self.total(inputs[2])
+            return self.source(output, mixed.mean, mixed.variance)
+        if kind == "ReduceMean":
+            ratio = math.prod(self.shapes[output]) / math.prod(self.shapes[node.input[0]])
+            return self.source(output, moments.mean, moments.variance * ratio)
+        if kind == "Add" and len(inputs) == 2:
             return _Signal(first.terms + inputs[1].terms, all(i.unsigned for i in inputs))
+        if kind == "Add":  # of a constant, or of a mask, which leaves numbers out
+            known = next((self.known[n] for n in node.input if n in self.known), _Moments(0.0, 0.0))
+            return self.source(output, moments.mean + known.mean, moments.variance + known.variance)
+        if kind == "Div" and (by := self.known.get(node.input[1])):
+            return self.source(output, moments.mean / by.mean, moments.variance / by.square)
+        if kind == "Mul" and len(inputs) == 1:  # by a constant, or by cosines
+            by = next((self.known[n] for n in node.input if n in self.known), _Moments(0.0, 1.0))
+            mean = moments.mean * by.mean
+            return self.source(output, mean, moments.square * by.square - mean**2)
         if kind == "Mul":
             other = self.total(inputs[1])
             mean = moments.mean * other.mean
             made = self.source(output, mean, moments.square * other.square - mean**2)
             made.unsigned = all(i.unsigned for i in inputs)
             return made
-        if kind == "Sub":  # of a tensor from itself
-            return self.source(output, 0.0, 0.0)
+        if kind == "Sub":
+            if node.input[0] == node.input[1]:
+                return self.source(output, 0.0, 0.0)
+            other = self.total(inputs[1])
+            variance = moments.variance + other.variance
+            return self.source(output, moments.mean - other.mean, variance)
         if kind == "Concat":
             widest = max(inputs, key=lambda each: self.total(each).square)
             return _Signal(widest.terms, all(i.unsigned for i in inputs))
@@ -175,6 +241,15 @@ class _Quantizer:
         raise InvalidSpaceError(
             f"int8: operator {kind} ({node.name}) has no int8 form: use float32", "dtype"
         )
+
+    def parameter(self, name: str) -> _Signal:
+        """Return the signal of a free parameter, as :mod:`esm_protos.weights` draws it."""
+        shape = self.shapes[name]
+        if len(shape) > 1:
+            return self.source(name, 0.0, 2 / math.prod(shape[1:]))
+        signal = self.source(name, _BIAS_MEAN, _BIAS_VARIANCE)
+        signal.unsigned, signal.bound = True, 1.5
+        return signal
 
     def _filled(self, node: NodeProto) -> float:
         """Return the share of a convolution's products whose pixel is not padding."""
@@ -211,42 +286,68 @@ def quantize(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
         for node in graph.node
         if node.op_type == "Relu" and readers[node.input[0]] == 1 and node.input[0] not in outputs
     }
-    integers: set[str] = set()  # shapes and other constants that enter no arithmetic
+    # What enters no int8 arithmetic: integers, and numbers that follow from constants alone.
+    plain = {value.name for value in graph.input if not _is_float(value)} | {""}
     renamed: dict[str, str] = {}
-    for value in graph.input:
-        work.signals[value.name] = work.source(value.name, 0.0, 1.0)
-    waiting = [value.name for value in graph.input]
+    given = [value.name for value in graph.input if _is_float(value)]
+    waiting = [*given]
+    for name in given:
+        work.signals[name] = work.source(name, 0.0, 1.0)
+    floating: set[str] = set()  # results that constants enter
     for node in graph.node:
-        if node.op_type == "Constant":
-            work.nodes.append(node)
-            integers.update(node.output)
-            continue
-        reads = [name for name in node.input if name not in weights and name not in integers]
-        for name in waiting:  # an input becomes uint8 at the operator that reads it first
-            if name in reads:
-                renamed[name] = f"{name}.quantized"
-                work.activation(name, node.name, renamed[name])
-        waiting = [name for name in waiting if name not in reads]
-        output = node.output[0]
         made = NodeProto()
         made.CopyFrom(node)
+        made.input[:] = [renamed.get(name, name) for name in node.input]
+        if node.op_type == "Shape" or plain.issuperset(node.input):
+            work.nodes.append(made)
+            plain.update(node.output)
+            if node.op_type == "Constant":
+                array = numpy_helper.to_array(node.attribute[0].t)
+                work.known[node.output[0]] = _Moments(float(array.mean()), float(array.var()))
+            continue
+        by_weights = node.op_type == "MatMul" and node.input[1] in weights
+        own = {*weights} if node.op_type in _WITH_WEIGHTS else {*node.input[1:2] * by_weights}
+        reads = [name for name in node.input if name not in own and name not in plain]
+        for name in reads:
+            if name in weights and name not in work.signals:
+                work.signals[name] = work.parameter(name)
+                waiting.append(name)
+        # An input becomes uint8 at the operator that reads it first.
+        due = [name for name in waiting if name in reads]
+        due += [n for n in floating if n in reads and node.op_type in _PRODUCTS]
+        for name in due:
+            renamed[name] = f"{name}.quantized"
+            maker, _, last = name.rpartition(".")
+            stem = f"{node.name}/{name}" if name in given else f"{maker or name}/{last}"
+            work.activation(name, stem, renamed[name])
+        waiting = [name for name in waiting if name not in reads]
+        floating.difference_update(due)
         made.input[:] = [renamed.get(name, name) for name in node.input]
         if node.op_type in ("Conv", "Gemm"):
             made.input[1] = work.weight(node.input[1], node.name)
             step = work.scales[made.input[0]] * work.scales[node.input[1]]
-            made.input[2] = work.bias(node.input[2], node.name, step)
-        work.signals[output] = work.signal(node, [work.signals[name] for name in reads])
+            if len(node.input) > 2:
+                made.input[2] = work.bias(node.input[2], node.name, step)
+        elif by_weights and node.input[1] not in renamed:
+            renamed[node.input[1]] = made.input[1] = work.weight(node.input[1], node.name)
+        signal = work.signal(node, [work.signals[name] for name in reads])
         work.nodes.append(made)
-        if output in rectified:  # fused with the following Relu
-            continue
-        if output in outputs:
-            made.output[0] = f"{output}.float"
-            work.signals[made.output[0]] = work.signals[output]
-            work.activation(made.output[0], node.name, output)
-        else:
-            renamed[output] = f"{output}.quantized"
-            work.activation(output, node.name, renamed[output])
-        renamed.setdefault(output, output)
+        constant = any(n in plain for n in node.input) and node.op_type in _ELEMENTWISE
+        for place, output in enumerate(node.output):
+            work.signals[output] = signal
+            if output in rectified:  # fused with the following Relu
+                continue
+            if constant:
+                floating.add(output)
+            elif output in outputs:
+                made.output[place] = f"{output}.float"
+                work.signals[made.output[place]] = signal
+                work.activation(made.output[place], f"{node.name}/float{place or ''}", output)
+                renamed[output] = output
+            else:
+                renamed[output] = f"{output}.quantized"
+                last = output.rpartition(".")[2]
+                work.activation(output, f"{node.name}/{last}", renamed[output])
     return helper.make_graph(
         work.nodes,
         graph.name,
@@ -254,6 +355,10 @@ def quantize(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
         graph.output,
         [*graph.initializer, *work.constants.values()],
     )
+
+
+def _is_float(value: ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.elem_type == TensorProto.FLOAT)
 
 
 def _rectified(moments: _Moments) -> _Moments:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidArchitectureError, InvalidSpaceError, ModelsError
-from esm_models.graph import DTYPES, FLOAT32, Network, WeightSource
+from esm_models.graph import DTYPES, FLOAT32, NEWEST_OPSET, OPSET, Network, WeightSource
 from esm_protos.nearest import unknown
 from esm_protos.plugins import own_failure, own_name
 from esm_protos.text import counted
@@ -118,6 +118,8 @@ class SearchSpace(ABC):
     default_resolution: ClassVar[int] = 224
     resolutions: tuple[int, ...] = ()
     """Resolutions that an architecture can have; empty if all have the resolution of the space."""
+    opset: ClassVar[int] = NEWEST_OPSET
+    """Newest ONNX opset that graphs may use; 17 for older runtimes."""
 
     def __init__(
         self,
@@ -175,6 +177,10 @@ class SearchSpace(ABC):
                 f"{own} has features of the names {', '.join(names) or 'none'}: give one feature "
                 "or more, each with a name of its own"
             )
+        if not isinstance(self.opset, int) or not OPSET <= self.opset <= NEWEST_OPSET:
+            raise InvalidSpaceError(
+                f"{own} has opset={self.opset!r}: give {OPSET} to {NEWEST_OPSET}"
+            )
         units = self.depths if isinstance(self.depths, Sequence) else ()
         if not units or not all(
             isinstance(depths, Sequence)
@@ -203,7 +209,10 @@ class SearchSpace(ABC):
 
     @abstractmethod
     def network(self, net: Network, units: Sequence[Sequence[Option]]) -> str:
-        """Add the operators of one subnet to ``net``, and return the name of its output."""
+        """Add the operators of one subnet to ``net``, and return the name of its output.
+
+        The input is the image ``net.input``, unless the method adds others with ``net.add_input``.
+        """
 
     # Values derived from the class attributes
 
@@ -435,32 +444,42 @@ class SearchSpace(ABC):
 
     # Graphs
 
-    def build(self, architecture: Architecture, weights: WeightSource | None = None) -> bytes:
+    def build(
+        self,
+        architecture: Architecture,
+        weights: WeightSource | None = None,
+        free: bool = False,
+    ) -> bytes:
         """Return a subnet as a serialized ONNX model; equal arguments give equal bytes.
 
         Args:
             architecture: Architecture of this space.
             weights: Function that returns the values of an initializer. With None the graph is
                 weightless: its initializers are external data without a file.
+            free: Whether dimensions with a name (:class:`esm_models.graph.Axis`) are free, as in
+                exported files. Devices measure the fixed size.
 
         Raises:
             InvalidArchitectureError: the architecture is not in this space.
             InvalidSpaceError: the space is from a user's file and fails.
         """
         net, output = self.trace(architecture, weights)
-        return net.serialize(f"{self.name}-{architecture.key}", output)
+        return net.serialize(f"{self.name}-{architecture.key}", output, free)
 
     def trace(
-        self, architecture: Architecture, weights: WeightSource | None = None
+        self,
+        architecture: Architecture,
+        weights: WeightSource | None = None,
+        opset: int | None = None,
     ) -> tuple[Network, str]:
         """Return a subnet as a graph under construction, and the name of its output.
 
         The operators are those of float32, also with dtype int8. Arguments and errors are those
-        of :meth:`build`.
+        of :meth:`build`. ``opset`` replaces that of the space.
         """
         self.validate(architecture)
         side = architecture.resolution or self.resolution
-        net = Network((self.batch, 3, side, side), weights, self.dtype)
+        net = Network((self.batch, 3, side, side), weights, self.dtype, opset or self.opset)
         units = [[self.options[self._index[label]] for label in u] for u in architecture.units]
         try:
             return net, self.network(net, units)

@@ -43,18 +43,18 @@ class Foreign(SearchSpace):
 
     name = "foreign"
     depths = ((1,),)
-    features = (Feature("operator", "", ("Sigmoid", "dilated", "constant")),)
+    features = (Feature("operator", "", ("Softsign", "dilated", "cubic")),)
     default_resolution = 32
 
     def network(self, net: Network, units) -> str:
         x, ((option,),) = net.conv(net.input, 8, kernel=3), units
         with net.scope("unit1.block1"):
-            if option["operator"] == "Sigmoid":
-                x = net._add("Sigmoid", [x], net.shape(x))
+            if option["operator"] == "Softsign":
+                x = net._add("Softsign", [x], net.shape(x))
             elif option["operator"] == "dilated":
                 weight = net._parameter("dilated", (8, 8, 3, 3))
                 pads = {"pads": [2] * 4, "dilations": [2, 2]}
                 x = net._add("Conv", [x, weight], net.shape(x), **pads)
             else:
-                x = net.add(x, net._parameter("shift", (1, 8, 1, 1)))
+                x = net._add("Resize", [x, "", net.constant([1.0] * 4)], net.shape(x), mode="cubic")
         return net.linear(net.flatten(net.global_average_pool(x)), 10)

@@ -12,14 +12,16 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from esm_models import part_table as part_table_module
 from esm_models.cost import KINDS
 from esm_models.errors import InvalidSpaceError
 from esm_models.graph import Network
 from esm_models.part_table import PartTable, Rule, part_table
 from esm_models.parts import Part, parts_of, split
-from esm_models.space import SearchSpace
+from esm_models.space import Feature, SearchSpace
 from esm_models.spaces import SPACES, load_space
 from tests.host.own_spaces import Tiny, TwoBefore
+from tests.host.transformers import Decoder, ViT, WidthPerBlock
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +82,43 @@ def test_work_is_what_counting_by_hand_gives() -> None:
     assert stem.region == alone[0].region == "rest"
 
 
+def test_work_of_a_transformer_is_what_counting_by_hand_gives() -> None:
+    net = Network((1, 3, 8, 8))
+    tokens = net.add_input("tokens", (2, 5), "int64")
+    x = net.embedding(tokens, 50, 16)
+    q, k, v = net.linear(x, 16), net.linear(x, 8), net.linear(x, 8)
+    y = net.attention(q, k, v, heads=4, kv_heads=2)
+    y = net.softmax(net.matmul(net.layer_norm(y), net.transpose(x, (0, 2, 1))))
+    costs = {}
+    for part in split(net, net.reduce_mean(y, [1])):
+        (costs[part.name],) = part.operators or (None,)
+    embedding = costs["embedding1"]
+    assert (embedding.kind, embedding.flops) == ("layout", 0)
+    assert embedding.parameters == 50 * 16
+    assert embedding.weight_bytes == 4 * 2 * 5 * 16, "the rows that are read"
+    assert embedding.activation_bytes == 4 * (2 * 5 + 2 * 5 * 16)
+    linear = costs["linear1"]
+    assert (linear.kind, linear.macs, linear.weight_bytes) == ("linear", 10 * 16 * 16, 4 * 256)
+    attention = costs["attention1"]
+    # Per batch and head of 4 features: scores of 5 by 5, and their sums of values.
+    assert (attention.kind, attention.macs) == ("attention", 2 * 4 * (5 * 5 * 4 + 5 * 5 * 4))
+    assert attention.flops == 2 * attention.macs
+    assert attention.activation_bytes == 4 * 2 * 5 * (16 + 8 + 8 + 16)
+    norm, product = costs["norm1"], costs["matmul1"]
+    assert (norm.kind, norm.flops, norm.parameters) == ("norm", 2 * 160, 32)
+    assert (product.kind, product.macs, product.parameters) == ("matmul", 2 * 5 * 5 * 16, 0)
+    assert (costs["softmax1"].kind, costs["softmax1"].flops) == ("elementwise", 50)
+    assert (costs["reducemean1"].kind, costs["reducemean1"].flops) == ("pool", 50)
+
+
+def test_a_cache_of_keys_costs_attention_over_all_of_them() -> None:
+    net = Network((1, 3, 8, 8))
+    q = net.add_input("q", (1, 1, 16))
+    k, v = (net.add_input(name, (1, 9, 16)) for name in ("k", "v"))
+    (part,) = split(net, net.attention(q, k, v, heads=2, causal=True))
+    assert part.macs == 9 * 16 + 9 * 16
+
+
 def test_a_known_network_has_its_known_size() -> None:
     """ResNet-50 is in the space: 25.5 million parameters (batch normalisation folded) and, with
     the stride on the 3x3 convolution, 4.09 billion multiply-adds."""
@@ -117,6 +156,8 @@ def run_alone(part: Part) -> list[np.ndarray]:
     )
     feeds = {
         node.name: rng.standard_normal(node.shape).astype(np.float32)
+        if node.type == "tensor(float)"
+        else rng.integers(0, 2, node.shape)
         for node in session.get_inputs()
     }
     return session.run(None, feeds)
@@ -231,6 +272,75 @@ def test_blocks_that_depend_on_more_are_traced_one_by_one() -> None:
     assert table.rule is Rule.WHOLE
     with pytest.raises(InvalidSpaceError, match="two-before cannot be listed"):
         table.complete()
+
+
+@pytest.mark.parametrize("cls", [ViT, WidthPerBlock])
+def test_many_transformers_of_free_width_need_few_traces(
+    cls: type[SearchSpace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks depend on the first block's width, or on that of the block before."""
+    traced_one, count = part_table_module.parts_of, []
+    monkeypatch.setattr(
+        part_table_module, "parts_of", lambda *given: count.append(1) or traced_one(*given)
+    )
+    space = cls(resolution=64)
+    table = PartTable(space)
+    codes = random_codes(space, 2000)
+    table.rows(codes, np.full(len(codes), space.resolution))
+    assert table.rule is Rule.CHAIN
+    assert len(count) < 250
+    assert counts_of(table, codes[:60]) == traced(space, codes[:60])
+    table.complete()
+    known = {part.key for part in table.parts}
+    others = random_codes(space, 60, seed=5)
+    assert counts_of(table, others) == traced(space, others)
+    assert known == {part.key for part in table.parts}
+
+
+class Rare(SearchSpace):
+    """Blocks that do one thing more after one of 32 others."""
+
+    name = "rare"
+    depths = ((12,),)
+    features = (Feature("width", "w", tuple(range(32))),)
+
+    def network(self, net, units):
+        x, before = net.conv(net.input, 8, stride=16), None
+        for number, block in enumerate(units[0], start=1):
+            with net.scope(f"unit1.block{number}"):
+                x = net.relu(net.conv(x, 8) if before == 7 and block["width"] < 16 else x)
+                before = block["width"]
+        return net.flatten(x)
+
+
+def test_looked_up_architectures_are_compared_with_traces() -> None:
+    """The first ones that were traced do not show on what a block depends."""
+    space = Rare(resolution=32)
+    table = PartTable(space)
+    assert table.rule is Rule.PLACE
+    codes = random_codes(space, 2000)
+    for part in np.split(codes, (10, 100, 1000)):
+        table.rows(part, np.full(len(part), space.resolution))
+    assert table.rule is Rule.CHAIN
+    assert counts_of(table, codes) == traced(space, codes)
+
+
+def test_a_block_that_no_architecture_has_is_refused() -> None:
+    class Misnamed(Tiny):
+        name = "misnamed"
+
+        def network(self, net, units):
+            with net.scope("unit4.block1"):
+                return net.relu(net.input)
+
+    with pytest.raises(InvalidSpaceError, match=r"misnamed has operators in the scope of a block"):
+        PartTable(Misnamed(resolution=32))
+
+
+def test_parts_of_a_language_model_run_alone() -> None:
+    space = Decoder(batch=2)
+    for part in parts_of(space, space.extremes()[1]):
+        assert all(np.isfinite(output).all() for output in run_alone(part))
 
 
 def test_operators_outside_scopes_are_parts() -> None:

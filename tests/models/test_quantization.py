@@ -17,11 +17,12 @@ from onnx import TensorProto
 
 from esm_models.architecture import Architecture
 from esm_models.errors import InvalidSpaceError
-from esm_models.graph import Network
+from esm_models.graph import NEWEST_OPSET, OPSET, Network
 from esm_models.parts import parts_of
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
 from esm_protos.weights import draw_weights
+from tests.models import operators as operators_of_all_kinds
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +50,15 @@ def operators(model: onnx.ModelProto) -> Counter[str]:
 
 def runs(data: bytes, optimized: Path | None = None) -> list[NDArray[np.float32]]:
     """What comes out with the weights that an agent draws, of standard normal inputs."""
+    session = loaded(data, optimized)
+    rng = np.random.default_rng(0)
+    return session.run(
+        None,
+        {x.name: rng.standard_normal(x.shape, dtype=np.float32) for x in session.get_inputs()},
+    )
+
+
+def loaded(data: bytes, optimized: Path | None = None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
@@ -63,12 +73,7 @@ def runs(data: bytes, optimized: Path | None = None) -> list[NDArray[np.float32]
     arrays = [draw_weights(tensor.name, tuple(tensor.dims)) for tensor in weights]
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
     options.add_external_initializers([tensor.name for tensor in weights], values)
-    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    rng = np.random.default_rng(0)
-    return session.run(
-        None,
-        {x.name: rng.standard_normal(x.shape, dtype=np.float32) for x in session.get_inputs()},
-    )
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)
@@ -215,7 +220,40 @@ OPERATORS: dict[str, Callable[[Network, str], str]] = {
 def test_no_operator_is_forgotten() -> None:
     public = {name for name in vars(Network) if not name.startswith("_")}
     others = {"shape", "nodes", "initializers", "folded", "scope", "serialize"}
-    assert OPERATORS.keys() == public - others
+    others |= {"type", "inputs", "outputs", "add_input", "add_output"}
+    others |= {each.method for each in operators_of_all_kinds.OPERATORS.values()}
+    assert OPERATORS.keys() - others == public - others
+
+
+@pytest.mark.parametrize("opset", [OPSET, NEWEST_OPSET])
+@pytest.mark.parametrize("name", operators_of_all_kinds.OPERATORS)
+def test_operators_of_any_input_are_int8(name: str, opset: int) -> None:
+    cls = type("Space", (operators_of_all_kinds.OneOperator,), {"opset": opset})
+    architecture = Architecture("one-operator", ((name,),))
+    if name == "rms_norm" and opset == OPSET:
+        with pytest.raises(InvalidSpaceError, match=r"^dtype int8: operator Sqrt \(.*float32"):
+            cls(dtype="int8").build(architecture)
+        return
+    given = operators_of_all_kinds.values(name)
+    integer, plain = (
+        loaded(cls(dtype=dtype).build(architecture)).run(None, given)[0]
+        for dtype in ("int8", "float32")
+    )
+    assert integer.shape == plain.shape
+    spread = np.abs(plain - plain.mean()).max()
+    assert np.abs(integer - plain).max() < 0.1 * max(spread, np.abs(plain).max())
+
+
+def test_products_of_transformers_are_of_integers(tmp_path: Path) -> None:
+    net = Network((1, 3, 8, 8), dtype="int8", opset=OPSET)
+    x = net.add_input("x", (1, 5, 16))
+    x = net.attention(*(net.linear(x, 16) for _ in range(3)), heads=2, causal=True)
+    x = net.linear(net.gelu(net.linear(x, 16)), 16)
+    path = tmp_path / "optimized.onnx"
+    loaded(net.serialize("graph", x), path)
+    found = operators(onnx.load(path))
+    assert found["QLinearMatMul"] == 7
+    assert not {"MatMul", "Gemm", "FusedMatMul"} & found.keys()
 
 
 @pytest.mark.parametrize("between", [False, True])

@@ -10,8 +10,8 @@ from scipy import sparse
 
 from esm_host.encoding.base import Encoder
 from esm_host.encoding.vectors import FeatureCombinationCountEncoder
-from esm_models.cost import KINDS
-from esm_models.part_table import Content, PartTable, Rule, part_table
+from esm_models.cost import KINDS, RARE_KINDS
+from esm_models.part_table import Content, PartTable, part_table
 from esm_models.parts import REST, Part
 from esm_models.space import Codes, SearchSpace
 
@@ -25,8 +25,8 @@ They are a few on a small core, tens on a server or a GPU.
 class _Cache:
     """Vectors of a table's rows and parts, shared by encoders of one kind."""
 
-    def __init__(self, width: int, rule: Rule = Rule.PLACE) -> None:
-        self.rule = rule
+    def __init__(self, width: int, version: int = 0) -> None:
+        self.version = version
         self.parts: dict[tuple[str, int], tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
         self.sums = sparse.csr_array((0, width))
 
@@ -56,8 +56,8 @@ class _Sums(Encoder):
     ) -> NDArray[np.float64]:
         table = self._table
         rows = table.rows(codes, resolution, pruned)
-        if self._cache.rule is not table.rule:
-            self._cache = _CACHES[type(self), table] = _Cache(len(self), table.rule)
+        if self._cache.version != table.version:
+            self._cache = _CACHES[type(self), table] = _Cache(len(self), table.version)
         known = self._cache.sums.shape[0]
         if known < len(table.contents):
             new = self._rows(table.contents[known:])
@@ -109,7 +109,9 @@ class CostEncoder(_Sums):
         if table.additive:
             pairs = set(table.kinds)
         else:
-            pairs = {(part.region, kind) for part in table.parts for kind in KINDS}
+            found = {kind for _, kind in table.kinds}
+            usual = [kind for kind in KINDS if kind in found or kind not in RARE_KINDS]
+            pairs = {(part.region, kind) for part in table.parts for kind in usual}
         self._regions = sorted({REST, *(region for region, _ in pairs)})
         self._kinds = [kind for kind in KINDS if kind in {kind for _, kind in pairs}]
         self._pairs = [

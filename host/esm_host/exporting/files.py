@@ -155,7 +155,7 @@ def export_architectures(
         if formats != ("json",):
             each.folder.mkdir()
         if "onnx" in formats:
-            (each.folder / "model.onnx").write_bytes(space.build(architecture, weights))
+            (each.folder / "model.onnx").write_bytes(space.build(architecture, weights, free=True))
         if "torch" in formats:
             _write_torch(each.folder, sources[architecture], seed)
     if "json" in formats:

@@ -42,6 +42,11 @@ def weights_of(source: TorchSource, weights: WeightSource) -> dict[str, Tensor]:
         if layer.operator == "BatchNormalization":
             state |= _norm(layer.path, arrays)
             continue
+        if layer.operator == "Parameter":
+            (state[layer.path],) = arrays
+            continue
+        if layer.operator == "MatMul":  # its weight is input features first
+            arrays[0] = arrays[0].T.contiguous()
         names = ("weight", "bias")[: len(arrays)]
         if layer.folded:
             state[f"{layer.path}.weight"], shift = arrays

@@ -42,7 +42,7 @@ class NetworkCost:
 
         The rows are those of the part table.
         """
-        state = len(self._table.contents), self._table.rule
+        state = len(self._table.contents), self._table.version
         if self._known is not None and self._known[0] == state:
             return self._known[1]
         parts = [

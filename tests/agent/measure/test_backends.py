@@ -22,6 +22,8 @@ from esm_protos.weights import draw_weights
 from tests.helpers import smallest
 
 SPEC = MeasureSpec(seed=3)
+TRANSFORMERS = Path(__file__).parents[2] / "host" / "transformers.py"
+VIT, DECODER = f"{TRANSFORMERS}:ViT", f"{TRANSFORMERS}:Decoder"
 
 
 def save(tmp_path: Path, data: bytes) -> UploadedModel:
@@ -43,22 +45,28 @@ def identity(kind: int, operator: str = "Identity", domain: str = "") -> bytes:
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("resnet", "float32"), ("mobilenetv3", "float32"), ("densenet", "float32"), ("fbnet", "int8")],
+    [
+        *(("resnet", "float32"), ("mobilenetv3", "float32"), ("densenet", "float32")),
+        *(("fbnet", "int8"), (VIT, "float32"), (VIT, "int8")),
+        *((DECODER, "float32"), (DECODER, "int8")),
+    ],
 )
 def test_a_weightless_graph_runs_as_the_network_that_it_stands_for(
     tmp_path: Path, name: str, dtype: str
 ) -> None:
-    space = load_space(name, resolution=64, width_mult=0.25, dtype=dtype)
+    small = {} if name == DECODER else {"resolution": 64, "width_mult": 0.25}
+    space = load_space(name, **small, dtype=dtype)
     architecture = smallest(space)
     model = CpuProvider().load(save(tmp_path, space.build(architecture)), SPEC)
     weighted = space.build(architecture, lambda n, shape: draw_weights(n, shape, SPEC.seed))
     session = onnxruntime.InferenceSession(weighted, providers=["CPUExecutionProvider"])
     feed = feeds.draw(session, SPEC.seed)
-    (expected,) = session.run(None, feed.arrays)
+    outputs = session.run(None, feed.arrays)
     model.run()
-    got = model.outputs()[0].numpy()
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    assert np.isfinite(got).all()
+    for expected, value in zip(outputs, model.outputs(), strict=True):
+        got = value.numpy()
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+        assert np.isfinite(got).all()
     assert np.abs(got).max() > 1e-3
 
 
