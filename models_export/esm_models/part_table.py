@@ -75,6 +75,7 @@ class PartTable:
         self._compared = False
         self._looked_up = 0
         self._numbers: dict[str, int] = {}
+        self._held: set[tuple[str, int]] = set()
         self._rows: dict[int, int] = {}
         self._examples: list[Codes] = []
         """Traced architecture of each row."""
@@ -82,7 +83,15 @@ class PartTable:
         self._whole: dict[bytes, int] = {}
         for blocks in (*_uniform_blocks(space), *_random_blocks(space, _CHECKS)):
             self._trace(blocks, space.resolution)
-        self.kinds = frozenset((part.region, o.kind) for part in self.parts for o in part.operators)
+        # Units can share parts, which have the region of the first.
+        self.kinds = frozenset(
+            (region, o.kind) for region, n in self._held for o in self.parts[n].operators
+        )
+
+    @property
+    def regions(self) -> frozenset[str]:
+        """Regions of the parts found so far."""
+        return frozenset(region for region, _ in self._held)
 
     @property
     def additive(self) -> bool:
@@ -220,6 +229,7 @@ class PartTable:
                 self.parts.append(replace(part, option=label))
             held += [Counter() for _ in range(len(held), place + 1)]
             held[place][part.region, number] += 1
+            self._held.add((part.region, number))
         trace = _Trace(block, side, held)
         if self.rule is not Rule.WHOLE:
             self._traces[name] = trace

@@ -293,7 +293,7 @@ def quantize(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
     waiting = [*given]
     for name in given:
         work.signals[name] = work.source(name, 0.0, 1.0)
-    floating: set[str] = set()  # results that constants enter
+    floating: list[str] = []  # results that constants enter
     for node in graph.node:
         made = NodeProto()
         made.CopyFrom(node)
@@ -306,7 +306,9 @@ def quantize(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
                 work.known[node.output[0]] = _Moments(float(array.mean()), float(array.var()))
             continue
         by_weights = node.op_type == "MatMul" and node.input[1] in weights
-        own = {*weights} if node.op_type in _WITH_WEIGHTS else {*node.input[1:2] * by_weights}
+        own = weights.keys() if node.op_type in _WITH_WEIGHTS else set[str]()
+        if by_weights:
+            own = {node.input[1]}
         reads = [name for name in node.input if name not in own and name not in plain]
         for name in reads:
             if name in weights and name not in work.signals:
@@ -321,7 +323,7 @@ def quantize(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
             stem = f"{node.name}/{name}" if name in given else f"{maker or name}/{last}"
             work.activation(name, stem, renamed[name])
         waiting = [name for name in waiting if name not in reads]
-        floating.difference_update(due)
+        floating = [name for name in floating if name not in due]
         made.input[:] = [renamed.get(name, name) for name in node.input]
         if node.op_type in ("Conv", "Gemm"):
             made.input[1] = work.weight(node.input[1], node.name)
@@ -330,6 +332,7 @@ def quantize(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
                 made.input[2] = work.bias(node.input[2], node.name, step)
         elif by_weights and node.input[1] not in renamed:
             renamed[node.input[1]] = made.input[1] = work.weight(node.input[1], node.name)
+            work.signals[node.input[1]] = work.parameter(node.input[1])
         signal = work.signal(node, [work.signals[name] for name in reads])
         work.nodes.append(made)
         constant = any(n in plain for n in node.input) and node.op_type in _ELEMENTWISE
@@ -338,7 +341,7 @@ def quantize(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
             if output in rectified:  # fused with the following Relu
                 continue
             if constant:
-                floating.add(output)
+                floating.append(output)
             elif output in outputs:
                 made.output[place] = f"{output}.float"
                 work.signals[made.output[place]] = signal

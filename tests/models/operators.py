@@ -89,6 +89,14 @@ def class_token(net: Network, x: str) -> str:
     return net.add(x, net.parameter(1, 6, 16))
 
 
+def twice(net: Network, x: str) -> str:
+    """Parameter as a matrix and as a summand."""
+    weight = net.parameter(16, 16)
+    return net.add(
+        net.matmul(net.add(x, net.constant([1.0])), weight), net.slice(weight, 0, 5, axis=0)
+    )
+
+
 def tied(net: Network, tokens: str) -> str:
     """Output layer with the weights of the embedding."""
     table = net.parameter(20, 16)
@@ -241,6 +249,21 @@ OPERATORS: dict[str, Operator] = {
         tied,
         lambda w, tokens: w["parameter1"][tokens] @ w["parameter1"].T,
         "parameter",
+    ),
+    "twice": Operator(
+        SEQUENCE,
+        twice,
+        lambda w, x: (x + 1) @ w["parameter1"] + w["parameter1"][:5],
+        "parameter",
+    ),
+    "floats-twice": Operator(
+        SEQUENCE,
+        lambda net, x: net.matmul(
+            net.add(x, net.constant([1.0])),
+            net.transpose(net.multiply(x, net.constant([2.0])), (0, 2, 1)),
+        ),
+        lambda w, x: (x + 1) @ (2 * x).transpose(1, 2),
+        "constant",
     ),
     "class-token": Operator(
         SEQUENCE,

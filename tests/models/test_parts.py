@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from esm_host.encoding.cost import CostEncoder
 from esm_models import part_table as part_table_module
 from esm_models.cost import KINDS
 from esm_models.errors import InvalidSpaceError
@@ -295,6 +296,22 @@ def test_many_transformers_of_free_width_need_few_traces(
     others = random_codes(space, 60, seed=5)
     assert counts_of(table, others) == traced(space, others)
     assert known == {part.key for part in table.parts}
+
+
+@pytest.mark.parametrize("cls", [ViT, WidthPerBlock, Decoder])
+def test_work_is_counted_in_the_unit_that_does_it(cls: type[SearchSpace]) -> None:
+    """Also where two units have the same parts."""
+    space = cls()
+    encoder = CostEncoder(space)
+    codes = random_codes(space, 20)
+    counted = encoder.encode(space.decode(codes))
+    for unit in range(1, space.unit_count + 1):
+        places = [
+            n for n, c in enumerate(encoder.columns) if c == f"unit{unit}.attention.operators"
+        ]
+        found = counted[:, places].sum(axis=1)
+        blocks = (codes[:, unit - 1] >= 0).sum(axis=1)
+        assert found.tolist() == (0 * blocks if cls is ViT and unit == 1 else blocks).tolist()
 
 
 class Rare(SearchSpace):

@@ -111,7 +111,7 @@ class CostEncoder(_Sums):
         else:
             found = {kind for _, kind in table.kinds}
             usual = [kind for kind in KINDS if kind in found or kind not in RARE_KINDS]
-            pairs = {(part.region, kind) for part in table.parts for kind in usual}
+            pairs = {(region, kind) for region in table.regions for kind in usual}
         self._regions = sorted({REST, *(region for region, _ in pairs)})
         self._kinds = [kind for kind in KINDS if kind in {kind for _, kind in pairs}]
         self._pairs = [
