@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 from benchmarks import provider_wheels
-from benchmarks.provider_wheels import FOLDER, ROOT, surroundings
+from benchmarks.provider_wheels import FOLDER, ROOT, WHEELS, surroundings
 from esm_host.cli.app import app
 from esm_models.spaces import load_space
 from tests.helpers import smallest
