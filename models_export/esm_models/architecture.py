@@ -16,6 +16,10 @@ from esm_models.errors import InvalidArchitectureError
 _PLAIN = re.compile(r'[^\s|":*]+')
 """Label that the short form writes unquoted."""
 _RESOLUTION = re.compile(r"\s*([1-9][0-9]{0,5}) ?px:")
+_CHOICE = re.compile(r'\s*([^\s|":*;]+);(?=\s)')
+"""Option of the whole network, at the beginning."""
+_UNIT_CHOICE = re.compile(r'\s*([^\s|":*;]+):(?=\s)')
+"""Option of a unit, before its blocks."""
 _PART = re.compile(
     rf"""\s*(?:(?P<bar>\|)|(?:(?P<count>[1-9][0-9]{{0,3}})\*)?"""
     rf"""(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<plain>{_PLAIN.pattern})))"""
@@ -24,27 +28,38 @@ _PART = re.compile(
 
 @dataclass(frozen=True)
 class Architecture:
-    """Architecture as the option labels of the blocks of every unit.
+    """Architecture as the option labels of its blocks, its units and the network.
 
     Attributes:
         space: Name of the search space.
         units: One tuple per unit, with one option label, such as ``"k3e1/2"``, per block.
         resolution: Input height and width, pixels; None if the space sets them for all
             architectures.
+        choice: Option label of the whole network, such as ``"d192"``; "" if it has no choice.
+        unit_choices: Option label of every unit, such as ``"w64"``; empty if units have no choice.
 
     Raises:
-        InvalidArchitectureError: the units are not tuples.
+        InvalidArchitectureError: the units or their choices are not tuples, or not equally many.
     """
 
     space: str
     units: tuple[tuple[str, ...], ...]
     resolution: int | None = None
+    choice: str = ""
+    unit_choices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if type(self.units) is not tuple or not all(type(unit) is tuple for unit in self.units):
             raise InvalidArchitectureError(
                 f"units {self.units!r}: give a tuple of tuples of labels; Architecture.from_json "
                 "reads lists"
+            )
+        if type(self.unit_choices) is not tuple or (
+            self.unit_choices and len(self.unit_choices) != len(self.units)
+        ):
+            raise InvalidArchitectureError(
+                f"unit_choices {self.unit_choices!r}: give a tuple with one label per unit, "
+                f"{len(self.units)}"
             )
 
     @property
@@ -59,9 +74,18 @@ class Architecture:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Return ``{"space": ..., "units": [[label, ...], ...]}``, with ``"resolution"`` if set."""
+        """Return ``{"space": ..., "units": [[label, ...], ...]}``.
+
+        ``"resolution"``, ``"choice"`` and ``"unit_choices"`` are there if they are set.
+        """
         data: dict[str, Any] = {"space": self.space, "units": [list(u) for u in self.units]}
-        return data if self.resolution is None else {**data, "resolution": self.resolution}
+        if self.resolution is not None:
+            data["resolution"] = self.resolution
+        if self.choice:
+            data["choice"] = self.choice
+        if self.unit_choices:
+            data["unit_choices"] = list(self.unit_choices)
+        return data
 
     @classmethod
     def from_json(cls, data: object) -> Architecture:
@@ -72,17 +96,17 @@ class Architecture:
         """
         if isinstance(data, Mapping):
             space, units = data.get("space"), data.get("units")
-            resolution = data.get("resolution")
+            resolution, choice = data.get("resolution"), data.get("choice", "")
+            unit_choices = data.get("unit_choices", [])
             if (
                 isinstance(space, str)
                 and (resolution is None or type(resolution) is int)
+                and isinstance(choice, str)
                 and isinstance(units, list)
-                and all(
-                    isinstance(unit, list) and all(isinstance(label, str) for label in unit)
-                    for unit in units
-                )
+                and all(_is_labels(labels) for labels in [*units, unit_choices])
             ):
-                return cls(space, tuple(tuple(unit) for unit in units), resolution)
+                blocks = tuple(tuple(unit) for unit in units)
+                return cls(space, blocks, resolution, choice, tuple(unit_choices))
         raise InvalidArchitectureError(
             'an architecture is written {"space": "resnet", "units": [["k3e1/2", ...], ...]}; '
             f"got {json.dumps(data, default=str)[:120]}"
@@ -92,10 +116,11 @@ class Architecture:
         """Return the short form, such as ``"k3e1 | 2*k5e1"``.
 
         ``|`` separates units, ``2*`` counts equal neighbours, and ``-`` is a unit without blocks.
-        An architecture with its own resolution begins with it: ``"160 px: k3e1 | 2*k5e1"``.
-        Ambiguous labels are written as JSON strings.
+        An architecture with its own resolution begins with it: ``"160 px: k3e1 | 2*k5e1"``. The
+        option of the network ends with ``;`` and that of a unit with ``:``, as in
+        ``"d192; w64: k3e1 | w80: 2*k5e1"``. Ambiguous labels of blocks are written as JSON strings.
         """
-        units = (
+        units = [
             " ".join(
                 _short_label(label)
                 if (n := len(list(group))) == 1
@@ -103,8 +128,11 @@ class Architecture:
                 for label, group in groupby(unit)
             )
             for unit in self.units
-        )
-        text = " | ".join(unit or "-" for unit in units)
+        ]
+        chosen = [f"{label}: " if label else "" for label in self.unit_choices] or [""] * len(units)
+        parts = [f"{own}{unit or '-'}" for own, unit in zip(chosen, units, strict=True)]
+        text = " | ".join(parts)
+        text = f"{self.choice}; {text}" if self.choice else text
         return text if self.resolution is None else f"{self.resolution} px: {text}"
 
     @classmethod
@@ -122,10 +150,22 @@ class Architecture:
             raise InvalidArchitectureError(
                 f"the short form of an architecture is text like 'k3e1/2 | 2*k5e1'; got {text!r}"
             )
-        side = _RESOLUTION.match(text)
-        at, text = (side.end() if side else 0), text.rstrip()
+        side, text = _RESOLUTION.match(text), text.rstrip()
+        at = side.end() if side else 0
+        choice = _CHOICE.match(text, at)
+        at = choice.end() if choice else at
         units: list[list[str]] = [[]]
+        unit_choices: list[str] = []
         while at < len(text):
+            own = (
+                None
+                if units[-1] or len(unit_choices) == len(units)
+                else _UNIT_CHOICE.match(text, at)
+            )
+            if own:
+                unit_choices += [""] * (len(units) - 1 - len(unit_choices)) + [own[1]]
+                at = own.end()
+                continue
             part = _PART.match(text, at)
             label = None if part is None else _label(part)
             if part is None or label is None:
@@ -138,7 +178,24 @@ class Architecture:
             elif label != "-" or part["quoted"]:
                 units[-1] += int(part["count"] or 1) * [label]
             at = part.end()
-        return cls(space, tuple(map(tuple, units)), int(side[1]) if side else None)
+        if unit_choices:
+            unit_choices += [""] * (len(units) - len(unit_choices))
+        return cls(
+            space,
+            tuple(map(tuple, units)),
+            int(side[1]) if side else None,
+            choice[1] if choice else "",
+            tuple(unit_choices),
+        )
+
+
+def is_plain(label: str) -> bool:
+    """Return whether a choice has this form in the short form of an architecture."""
+    return re.fullmatch(r'[^\s|":*;]+', label) is not None
+
+
+def _is_labels(labels: object) -> bool:
+    return isinstance(labels, list) and all(isinstance(label, str) for label in labels)
 
 
 def _short_label(label: str) -> str:

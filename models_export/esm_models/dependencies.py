@@ -1,9 +1,10 @@
 """What the operators of each place of a graph depend on, learned from traced architectures.
 
 The candidates are facts of an architecture: the features of the place's own block, of the block
-before it and of the first block of each unit, and the depth of each unit. For the parts outside of
-blocks, the block before is the last one. Two traced architectures that agree in the facts known to
-matter, and differ in their operators, name further facts.
+before it and of the first block of each unit, the depth of each unit, and the choices of the
+network and of units. For the parts outside of blocks, the block before is the last one. Two traced
+architectures that agree in the facts known to matter, and differ in their operators, name further
+facts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ _MOST_LISTED = 50_000
 _MOST_KEYS = 2**38
 """Most combinations of facts at a place; ids and resolutions fit 63 bits."""
 
+_OWN, _BEFORE, _CHOICE, _FIRST, _DEPTH = range(5)
+"""Groups of facts, the nearest first."""
+
 Ints = NDArray[np.int64]
 
 
@@ -35,9 +39,12 @@ class Dependencies:
         self.space = space
         self._features = _feature_codes(space)
         count, units = self._features.shape[1], space.unit_count
-        groups = (count, count, units * count, units)
-        self._group = np.repeat(np.arange(len(groups)), groups)
-        """Group of each fact: own, block before, first of unit, depth."""
+        self._choices = _choice_codes(space)
+        """Place among the choices, and codes of the features of its options."""
+        chosen = [codes.shape[1] for _, codes in self._choices]
+        groups = (count, count, units * count, units, sum(chosen))
+        self._group = np.repeat([_OWN, _BEFORE, _FIRST, _DEPTH, _CHOICE], groups)
+        """Group of each fact; those of a lower number are nearer."""
         self.relevant = np.zeros(
             (1 + units * space.max_unit_depth, len(self._group)), dtype=np.bool_
         )
@@ -47,8 +54,11 @@ class Dependencies:
         """Return the facts of architectures at each place, ``(n, places, facts)``.
 
         Args:
-            blocks: Option codes, without resolutions.
+            blocks: Codes without resolutions (:func:`without_resolution`).
         """
+        chosen = self.space.choices_of(blocks)
+        choices = [codes[chosen[:, place]] for place, codes in self._choices]
+        blocks = self.space.blocks_of(blocks)
         n, units, _ = blocks.shape
         # The last row of features is for code -1.
         own = self._features[blocks.reshape(n, -1)]
@@ -62,7 +72,7 @@ class Dependencies:
         before = np.concatenate([last[:, None], before], axis=1)
         first = self._features[blocks[:, :, 0]].reshape(n, 1, -1)
         depth = (blocks >= 0).sum(axis=2).reshape(n, 1, units)
-        shared = np.concatenate([first, depth], axis=2)
+        shared = np.concatenate([first, depth, *(each[:, None] for each in choices)], axis=2)
         shared = np.broadcast_to(shared, (*own.shape[:2], shared.shape[2]))
         return np.concatenate([own, before, shared], axis=2)
 
@@ -74,7 +84,8 @@ class Dependencies:
         most = np.maximum(self._features.max(axis=0) + 2, 2)
         units = self.space.unit_count
         depths = np.full(units, self.space.max_unit_depth + 2)
-        sizes = np.concatenate([most, most, np.tile(most, units), depths])
+        chosen = [codes.max(axis=0) + 2 for _, codes in self._choices]
+        sizes = np.concatenate([most, most, np.tile(most, units), depths, *chosen])
         # Digits of a number: whether there is a block, and each fact that matters.
         digits = np.where(self.relevant, sizes, 1)
         if max(math.prod(row) for row in digits.tolist()) > _MOST_KEYS:
@@ -109,27 +120,40 @@ class Dependencies:
     def single_changes(self) -> list[Codes]:
         """Return a deep architecture, followed by those that differ from it in one choice."""
         space, rng = self.space, np.random.default_rng(0)
-        base = np.full((space.unit_count, space.max_unit_depth), -1, dtype=np.int16)
-        for unit, depths in enumerate(space.depths):
+        blocks = np.full((1, space.unit_count, space.max_unit_depth), -1, dtype=np.int16)
+        for unit, (depths, options) in enumerate(
+            zip(space.depths, space.block_options, strict=True)
+        ):
             size = 1 if space.one_option_per_unit else max(depths)
-            base[unit, : max(depths)] = rng.integers(len(space.options), size=size)
+            drawn = rng.integers(len(options), size=size)
+            blocks[0, unit, : max(depths)] = options[drawn]
+        (base,) = with_first_choices(space, blocks)
         result = [base]
-        for unit, block in np.argwhere(base >= 0).tolist():
+        for unit, block in np.argwhere(blocks[0] >= 0).tolist():
             if space.one_option_per_unit and block:
                 continue
             own = self._features[base[unit, block]]
             for feature in range(len(own)):
-                values = np.unique(self._features[:-1, feature])
+                values = np.unique(self._features[space.block_options[unit], feature])
                 other = own.copy()
                 other[feature] = values[(np.searchsorted(values, own[feature]) + 1) % len(values)]
                 changed = base.copy()
-                places = base[unit] >= 0 if space.one_option_per_unit else block
-                changed[unit, places] = self._option(other)
+                places = slice(block, block + 1)
+                if space.one_option_per_unit:
+                    places = slice(max(space.depths[unit]))
+                changed[unit, places] = self._option(other, unit)
                 result.append(changed)
         for unit, depths in enumerate(space.depths):
             for depth in sorted(depths)[:-1][-1:]:
                 changed = base.copy()
                 changed[unit, depth:] = -1
+                result.append(changed)
+        for place, codes in self._choices:
+            for feature in range(codes.shape[1]):
+                other = codes[0].copy()
+                other[feature] = min(1, codes[:, feature].max())
+                changed = base.copy()
+                changed[-1, place] = _row(codes, other)
                 result.append(changed)
         return result
 
@@ -148,14 +172,17 @@ class Dependencies:
         count = features.shape[1]
         used = np.asarray(self.relevant.any(axis=0))
         before = np.flatnonzero(used[count : 2 * count])
-        firsts = np.flatnonzero(used[self._group == 2])
-        depths = np.flatnonzero(used[self._group == 3])
+        firsts = np.flatnonzero(used[self._group == _FIRST])
+        depths = np.flatnonzero(used[self._group == _DEPTH])
+        further = np.flatnonzero(used[self._group == _CHOICE])
+        columns = [column for _, codes in self._choices for column in codes.T]
         values = [np.unique(column) for column in features.T]
         choices = [values[fact % count] for fact in firsts]
         choices += [np.array(space.depths[unit]) for unit in depths]
+        choices += [np.unique(columns[fact]) for fact in further]
         pairs = len(features) * math.prod(len(values[fact]) for fact in before)
         if pairs * math.prod(map(len, choices)) > _MOST_LISTED:
-            return np.empty((0, space.unit_count, space.max_unit_depth), dtype=np.int16)
+            return np.empty((0, *space.code_shape), dtype=np.int16)
         result = []
         for own, other in itertools.product(
             features, itertools.product(*(values[fact] for fact in before))
@@ -164,8 +191,23 @@ class Dependencies:
             turned[before] = other
             pair = (own, turned)
             for chosen in itertools.product(*choices):
-                result.append(self._alternating(pair, firsts, depths, chosen))
+                most = len(firsts) + len(depths)
+                blocks = self._alternating(pair, firsts, depths, chosen[:most])
+                result.append(self._with_choices(blocks, further, chosen[most:]))
         return np.array(result, dtype=np.int16)
+
+    def _with_choices(self, blocks: Codes, facts: Ints, values: tuple[np.int64, ...]) -> Codes:
+        """Return codes with these features of the choices, and the first of all others."""
+        codes = with_first_choices(self.space, blocks[None])[0]
+        known = dict(zip(facts.tolist(), values, strict=True))
+        fact = 0
+        for place, options in self._choices:
+            features = options[0].copy()
+            for feature in range(len(features)):
+                features[feature] = known.get(fact, features[feature])
+                fact += 1
+            codes[-1, place] = _row(options, features)
+        return np.asarray(codes)
 
     def _alternating(
         self, pair: tuple[Ints, Ints], firsts: Ints, depths: Ints, chosen: tuple[np.int64, ...]
@@ -183,12 +225,60 @@ class Dependencies:
                     for fact, value in zip(firsts.tolist(), chosen, strict=False):
                         if fact // count == unit:
                             own[fact % count] = value
-                blocks[unit, block] = self._option(own)
+                blocks[unit, block] = self._option(own, unit)
                 number += 1
         return blocks
 
-    def _option(self, features: Ints) -> int:
-        return int(np.flatnonzero((self._features[:-1] == features).all(axis=1))[0])
+    def _option(self, features: Ints, unit: int) -> int:
+        """Return the option of a unit with these features, or with the nearest."""
+        options = self.space.block_options[unit]
+        alike = (self._features[options] == features).sum(axis=1)
+        return int(options[np.argmax(alike)])
+
+
+def without_resolution(space: SearchSpace, codes: Codes) -> Codes:
+    """Return a copy of codes with the first resolution, if architectures have their own."""
+    found = np.array(codes, dtype=np.int16)
+    if space.resolutions:
+        found[:, -1, 0] = 0
+    return found
+
+
+def with_first_choices(space: SearchSpace, blocks: Codes) -> Codes:
+    """Return the codes of blocks with the first option of every other choice."""
+    codes = np.full((len(blocks), *space.code_shape), -1, dtype=np.int16)
+    space.blocks_of(codes)[:] = blocks
+    space.set_choices(codes, np.zeros((len(blocks), len(space.choice_sizes)), dtype=np.int64))
+    return codes
+
+
+def _row(options: Ints, features: Ints) -> int:
+    """Return the option with these features."""
+    return int(np.argmax((options == features).all(axis=1)))
+
+
+def _choice_codes(space: SearchSpace) -> list[tuple[int, Ints]]:
+    """Return, for each choice of the network and of units, its place and its options' features.
+
+    The features of an option are numbers from 0, ``(options, features)``.
+    """
+    first = int(bool(space.resolutions))
+    levels = [(space.choices, space.network_options)] if space.choices else []
+    if space.units_choose:
+        levels += [
+            (unit.choices, options)
+            for unit, options in zip(space.units, space.unit_options, strict=True)
+        ]
+    return [
+        (
+            place,
+            np.array(
+                [[f.values.index(option[f.name]) for f in features] for option in options],
+                dtype=np.int64,
+            ).reshape(len(options), len(features)),
+        )
+        for place, (features, options) in enumerate(levels, start=first)
+    ]
 
 
 def _feature_codes(space: SearchSpace) -> Ints:
@@ -199,8 +289,10 @@ def _feature_codes(space: SearchSpace) -> Ints:
     columns = [
         [feature.values.index(option[feature.name]) for option in space.options]
         for feature in space.features
+        if all(feature.name in option.values for option in space.options)
     ]
-    grid = len(set(zip(*columns, strict=True))) == len(space.options)
+    grid = len(columns) == len(space.features)  # else units have features of their own
+    grid = grid and len(set(zip(*columns, strict=True))) == len(space.options)
     grid = grid and len(space.options) == math.prod(len(set(column)) for column in columns)
     codes = np.array(columns if grid else [range(len(space.options))], dtype=np.int64).T
     return np.concatenate([codes, np.full((1, codes.shape[1]), -1)])

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_models.dependencies import Dependencies
+from esm_models.dependencies import Dependencies, with_first_choices, without_resolution
 from esm_models.errors import InvalidSpaceError
 from esm_models.parts import Part, parts_of
 from esm_models.space import Codes, SearchSpace
@@ -98,18 +98,22 @@ class PartTable:
         """Whether the value of a place determines its parts."""
         return self.rule is Rule.PLACE
 
-    def rows(
-        self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
-    ) -> NDArray[np.int64]:
+    def rows(self, codes: Codes, pruned: bool = True) -> NDArray[np.int64]:
         """Return the rows whose contents add up to an architecture's parts, ``(n, places)``.
 
         Args:
-            blocks: Option codes, shape ``(n, units, max_depth)``.
-            resolution: Resolutions, pixels, shape ``(n,)``.
+            codes: Architectures, shape ``(n, *space.code_shape)``.
             pruned: As in :meth:`esm_models.space.SearchSpace.places`.
         """
         if not pruned:
             self.complete()
+        return self._rows_of(
+            without_resolution(self.space, codes), self.space.resolution_of(codes), pruned
+        )
+
+    def _rows_of(
+        self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
+    ) -> NDArray[np.int64]:
         while True:
             keys = self._keys(blocks, resolution, pruned)
             rows = np.empty(keys.shape, dtype=np.int64)
@@ -137,11 +141,13 @@ class PartTable:
         version = -1
         while self.rule is not Rule.WHOLE and self.version != version:
             version = self.version
-            blocks = self.space.showcase() if self.additive else self._dependencies.showcase()
+            blocks = self._dependencies.showcase()
+            if self.additive:
+                blocks = with_first_choices(self.space, self.space.showcase())
             if not len(blocks):
                 break
             for side in self.space.resolutions or (self.space.resolution,):
-                self.rows(blocks, np.full(len(blocks), side))
+                self._rows_of(blocks, np.full(len(blocks), side))
         if self.rule is Rule.WHOLE or not len(blocks):
             raise InvalidSpaceError(
                 f"the parts of {self.space.name} cannot be listed: a block depends on more than "
@@ -170,7 +176,7 @@ class PartTable:
         """Return the keys that determine the rows, ``(n, places)``."""
         places: NDArray[np.int64] | None = None
         if self.rule is Rule.PLACE:
-            places = self.space.places(blocks, pruned)
+            places = self.space.places(self.space.blocks_of(blocks), pruned)
         elif self.rule is Rule.CHAIN:
             places = self._dependencies.keys(blocks)
             if places is None:
@@ -215,11 +221,11 @@ class PartTable:
         name = np.ascontiguousarray(block, dtype=np.int16).tobytes(), side
         if name in self._traces:
             return self._traces[name]
-        codes = np.full((1, *space.code_shape), -1, dtype=np.int16)
-        codes[0, : space.unit_count] = block
+        codes = block[None].copy()
         if space.resolutions:
             codes[0, -1, 0] = space.resolutions.index(side)
-        labels = ["", *(space.options[code].label if code >= 0 else "" for code in block.flat)]
+        options = space.blocks_of(codes).flat
+        labels = ["", *(space.options[code].label if code >= 0 else "" for code in options)]
         held: list[Counter[tuple[str, int]]] = []
         for part in parts_of(space, space.decode(codes)[0]):
             place = space.place(part.name)
@@ -311,11 +317,11 @@ def part_table(space: SearchSpace) -> PartTable:
 
 
 def _uniform_blocks(space: SearchSpace) -> Codes:
-    """Return the deepest architecture of every option.
+    """Return the deepest architectures of every option.
 
     They have all parts of blocks if a block depends only on its own option.
     """
-    return SearchSpace.showcase(space)
+    return without_resolution(space, space.encode(space.uniform()))
 
 
 def _next_rule(space: SearchSpace) -> Rule:
@@ -329,8 +335,14 @@ def _random_blocks(space: SearchSpace, n: int) -> Codes:
     rng = np.random.default_rng(0)
     blocks = np.full((n, space.unit_count, space.max_unit_depth), -1, dtype=np.int16)
     for row in blocks:
-        for unit, depths in enumerate(space.depths):
+        for unit, (depths, options) in enumerate(
+            zip(space.depths, space.block_options, strict=True)
+        ):
             depth = int(rng.choice(np.array(depths)))
             size = 1 if space.one_option_per_unit else depth
-            row[unit, :depth] = rng.integers(len(space.options), size=size)
-    return blocks
+            row[unit, :depth] = options[rng.integers(len(options), size=size)]
+    codes = with_first_choices(space, blocks)
+    for row in codes:
+        chosen = [int(rng.integers(size)) for size in space.choice_sizes]
+        space.set_choices(row[None], np.array([chosen], dtype=np.int64))
+    return without_resolution(space, codes)

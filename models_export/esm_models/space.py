@@ -1,7 +1,8 @@
-"""Search spaces: units of blocks, with an option of a feature grid for every block.
+"""Search spaces: units of blocks, with choices of the network, of every unit and of every block.
 
 This is the macro-architecture of ESM (ESM, Fig. 7a). It has a fixed number of units, each with a
-variable number of blocks. Each block has features such as kernel size and expansion ratio.
+variable number of blocks. Each block has features such as kernel size and expansion ratio. Further
+choices may hold for a whole unit, such as its width, or for the whole network.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ import itertools
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_models.architecture import Architecture
+from esm_models.architecture import Architecture, is_plain
 from esm_models.errors import InvalidArchitectureError, InvalidSpaceError, ModelsError
 from esm_models.graph import DTYPES, FLOAT32, NEWEST_OPSET, OPSET, Network, WeightSource
 from esm_protos.nearest import unknown
@@ -28,10 +29,13 @@ from esm_protos.text import counted
 
 Codes = NDArray[np.int16]
 """Architectures as integers, ``(n, units, max_depth)``: the index of each block's option, or -1 for
-a block that the unit lacks. If architectures have their own resolutions, a further row begins with
-the index in ``SearchSpace.resolutions``: ``(n, units + 1, max_depth)``."""
+a block that the unit lacks. If there are further choices, a further row begins with the indices of
+the resolution, of the network's option and of every unit's option, as far as the space has them:
+``(n, units + 1, max(max_depth, choices))``."""
 
 Value = int | Fraction | str
+
+_T = TypeVar("_T")
 
 _BLOCK_SCOPE = re.compile(r"unit(\d+)\.block(\d+)(?:\.|$)")
 
@@ -84,6 +88,42 @@ class Option:
         return self.values[feature]
 
 
+NO_CHOICE = Option("", {})
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Choices of one unit.
+
+    Attributes:
+        depths: Allowed numbers of blocks.
+        features: Features of each block.
+        choices: Features of the whole unit, such as its width.
+    """
+
+    depths: tuple[int, ...]
+    features: tuple[Feature, ...]
+    choices: tuple[Feature, ...] = ()
+
+
+class Chosen(tuple[_T, ...]):
+    """Blocks of a unit, or units of a network, with the values of its own choice by name.
+
+    ``unit["width"]`` is the value of the unit's choice, ``unit[0]`` its first block.
+    """
+
+    option: Option
+
+    @classmethod
+    def of(cls, parts: Iterable[_T], option: Option) -> Self:
+        chosen = cls(parts)
+        chosen.option = option
+        return chosen
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.option[key] if isinstance(key, str) else super().__getitem__(key)
+
+
 class SearchSpace(ABC):
     """Family of networks that differ in the depth of their units and the options of their blocks.
 
@@ -106,6 +146,11 @@ class SearchSpace(ABC):
     depths: ClassVar[tuple[tuple[int, ...], ...]]
     """Allowed numbers of blocks, one tuple per unit."""
     features: ClassVar[tuple[Feature, ...]]
+    """Features of each block."""
+    units: ClassVar[tuple[Unit, ...]] = ()
+    """Units that have features or choices of their own; ``depths`` and ``features`` follow."""
+    choices: ClassVar[tuple[Feature, ...]] = ()
+    """Features of the whole network, such as the width of its embedding."""
     one_option_per_unit: ClassVar[bool] = False
     """Whether all blocks of a unit share one option."""
     wiring: ClassVar[tuple[tuple[int, int], ...]] = ()
@@ -159,6 +204,13 @@ class SearchSpace(ABC):
         self.batch = batch
         self.dtype = dtype
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        own = cls.__dict__.get("units", ())
+        if own and all(isinstance(unit, Unit) for unit in own):
+            cls.depths = tuple(unit.depths for unit in own)
+            cls.features = _joined([feature for unit in own for feature in unit.features])
+
     def _check_class(self) -> None:
         """Check the class attributes.
 
@@ -170,6 +222,16 @@ class SearchSpace(ABC):
             raise InvalidSpaceError(
                 f"{own} has features={features!r}: give a tuple of Feature, such as "
                 '(Feature("kernel", "k", (3, 5)),)'
+            )
+        if not all(isinstance(unit, Unit) for unit in self.units):
+            raise InvalidSpaceError(
+                f"{own} has units={self.units!r}: give a tuple of Unit, such as "
+                '(Unit((1, 2), (Feature("kernel", "k", (3, 5)),)),)'
+            )
+        if not all(isinstance(each, Feature) for each in self.choices):
+            raise InvalidSpaceError(
+                f"{own} has choices={self.choices!r}: give a tuple of Feature, such as "
+                '(Feature("width", "w", (64, 96)),)'
             )
         names = [feature.name for feature in features]
         if not names or len(set(names)) < len(names):
@@ -200,33 +262,83 @@ class SearchSpace(ABC):
         Raises:
             InvalidSpaceError: there are no options, or two have one label.
         """
-        labels = [option.label for option in self.options]
-        if not labels or len(set(labels)) < len(labels):
-            raise InvalidSpaceError(
-                f"{own_name(self)} has the options {', '.join(labels) or 'none'}: give one or "
-                "more, each with a label of its own; the symbols of features set them apart"
-            )
+        grids = [self.options, self.network_options, *self.unit_options]
+        for number, options in enumerate(grids):
+            labels = [option.label for option in options]
+            if not labels or len(set(labels)) < len(labels):
+                raise InvalidSpaceError(
+                    f"{own_name(self)} has the options {', '.join(labels) or 'none'}: give one or "
+                    "more, each with a label of its own; the symbols of features set them apart"
+                )
+            if number and any(label and not is_plain(label) for label in labels):
+                raise InvalidSpaceError(
+                    f"{own_name(self)} has the options {', '.join(labels)}: give choices symbols "
+                    'and words without spaces and without | " : * ;'
+                )
 
     @abstractmethod
-    def network(self, net: Network, units: Sequence[Sequence[Option]]) -> str:
+    def network(self, net: Network, units: Chosen[Chosen[Option]]) -> str:
         """Add the operators of one subnet to ``net``, and return the name of its output.
 
         The input is the image ``net.input``, unless the method adds others with ``net.add_input``.
+
+        Args:
+            net: Graph under construction.
+            units: Options of every block by unit. ``units["width"]`` is the value of a choice of
+                the network, ``units[0]["width"]`` that of a choice of its first unit
+                (:class:`Chosen`).
         """
 
     # Values derived from the class attributes
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
-        """Every combination of feature values, in the order of the codes."""
-        names = [feature.name for feature in self.features]
-        return tuple(
-            Option(
-                "".join(f"{f.symbol}{v}" for f, v in zip(self.features, values, strict=True)),
-                dict(zip(names, values, strict=True)),
-            )
-            for values in itertools.product(*(feature.values for feature in self.features))
-        )
+        """Options of blocks, in the order of the codes: combinations of feature values."""
+        if not self.units:
+            return _grid(self.features)
+        grids = [_grid(unit.features) for unit in self.units]
+        return tuple({option.label: option for grid in grids for option in grid}.values())
+
+    @cached_property
+    def block_options(self) -> tuple[NDArray[np.int16], ...]:
+        """Codes of the options that the blocks of each unit may have."""
+        if not self.units:
+            return (np.arange(len(self.options), dtype=np.int16),) * self.unit_count
+        grids = [_grid(unit.features) for unit in self.units]
+        codes = [[self._index[option.label] for option in grid] for grid in grids]
+        return tuple(np.array(each, dtype=np.int16) for each in codes)
+
+    @property
+    def unit_features(self) -> tuple[tuple[Feature, ...], ...]:
+        """Features of the blocks of each unit."""
+        if not self.units:
+            return (self.features,) * self.unit_count
+        return tuple(unit.features for unit in self.units)
+
+    @cached_property
+    def network_options(self) -> tuple[Option, ...]:
+        """Options of the whole network; one without values if it has no choice."""
+        return _grid(self.choices)
+
+    @cached_property
+    def unit_options(self) -> tuple[tuple[Option, ...], ...]:
+        """Options of each whole unit; one without values if a unit has no choice."""
+        if not self.units:
+            return ((NO_CHOICE,),) * self.unit_count
+        return tuple(_grid(unit.choices) for unit in self.units)
+
+    @property
+    def units_choose(self) -> bool:
+        """Whether a whole unit has a choice."""
+        return any(unit.choices for unit in self.units)
+
+    @cached_property
+    def choice_sizes(self) -> tuple[int, ...]:
+        """Numbers of options of the choices in the last row of the codes."""
+        sizes = [len(self.resolutions)] if self.resolutions else []
+        sizes += [len(self.network_options)] if self.choices else []
+        sizes += [len(options) for options in self.unit_options] if self.units_choose else []
+        return tuple(sizes)
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -238,7 +350,10 @@ class SearchSpace(ABC):
 
         The last row, for code -1, is zeros.
         """
-        rows = [[f.number(option[f.name]) for f in self.features] for option in self.options]
+        rows = [
+            [f.number(option[f.name]) if f.name in option.values else 0.0 for f in self.features]
+            for option in self.options
+        ]
         return np.array([*rows, [0.0] * len(self.features)], dtype=np.float32)
 
     @property
@@ -267,37 +382,53 @@ class SearchSpace(ABC):
 
     def extremes(self) -> tuple[Architecture, Architecture]:
         """Return the shallowest architecture of first options and the deepest of last options."""
-        first, last = self.options[0].label, self.options[-1].label
-        return (
-            Architecture(
-                self.name,
-                tuple((first,) * min(depths) for depths in self.depths),
-                min(self.resolutions, default=None),
-            ),
-            Architecture(
-                self.name,
-                tuple((last,) * max(depths) for depths in self.depths),
-                max(self.resolutions, default=None),
-            ),
-        )
+        return self._alike(0, min, min), self._alike(-1, max, max)
 
     def uniform(self) -> list[Architecture]:
-        """Return the deepest architecture of every option, at the largest resolution."""
-        side = max(self.resolutions, default=None)
-        return [
-            Architecture(self.name, tuple((o.label,) * max(d) for d in self.depths), side)
-            for o in self.options
-        ]
+        """Return the deepest architectures of every option, at the largest resolution.
 
-    def unit_variants(self, unit_depth: int) -> int:
-        """Return the number of different units of this depth."""
-        options = len(self.options)
-        return options if self.one_option_per_unit else math.prod([options] * unit_depth)
+        Where units or the network have options of their own, each of them is there once, too.
+        """
+        most = max(len(self.network_options), *map(len, self.unit_options))
+        most = max(most, *map(len, self.block_options))
+        return [self._alike(number, max, max) for number in range(most)]
+
+    def _alike(
+        self,
+        number: int,
+        depth: Callable[[tuple[int, ...]], int],
+        side: Callable[[tuple[int, ...]], int],
+    ) -> Architecture:
+        """Return the architecture whose choices all have one number, as far as they reach."""
+        units = []
+        for codes, depths in zip(self.block_options, self.depths, strict=True):
+            label = self.options[codes[number % len(codes)]].label
+            units.append((label,) * depth(depths))
+        network = self.network_options
+        of_units = [options[number % len(options)].label for options in self.unit_options]
+        return Architecture(
+            self.name,
+            tuple(units),
+            side(self.resolutions) if self.resolutions else None,
+            network[number % len(network)].label,
+            tuple(of_units) if self.units_choose else (),
+        )
+
+    def unit_variants(self, unit: int, depth: int) -> int:
+        """Return the number of variants of a unit, counted from 0, with this many blocks."""
+        if not depth:
+            return 1
+        options = len(self.block_options[unit])
+        blocks = options if self.one_option_per_unit else options**depth
+        return blocks * len(self.unit_options[unit])
 
     def count(self) -> int:
         """Return the number of architectures in the space."""
-        units = math.prod(sum(self.unit_variants(d) for d in depths) for depths in self.depths)
-        return units * max(len(self.resolutions), 1)
+        units = math.prod(
+            sum(self.unit_variants(unit, depth) for depth in depths)
+            for unit, depths in enumerate(self.depths)
+        )
+        return units * max(len(self.resolutions), 1) * len(self.network_options)
 
     def settings(self) -> dict[str, str | int | float]:
         """Return the settings that identify this space; the dtype only if it is not float32."""
@@ -352,17 +483,19 @@ class SearchSpace(ABC):
                     f"unit {number} has {counted(len(unit), 'block')}; {self.name} allows "
                     f"{', '.join(map(str, depths))}"
                 )
+            allowed = [self.options[code].label for code in self.block_options[number - 1]]
             for label in unit:
-                if label not in self._index:
+                if label not in allowed:
                     raise InvalidArchitectureError(
                         f"unit {number} has a block '{label}'; {self.name} allows "
-                        f"{', '.join(self._index)}"
+                        f"{', '.join(allowed)}"
                     )
             if self.one_option_per_unit and len(set(unit)) > 1:
                 raise InvalidArchitectureError(
                     f"unit {number} mixes {', '.join(sorted(set(unit)))}; {self.name} takes one "
                     "option for all blocks of a unit"
                 )
+        self._validate_choices(architecture)
         if self.resolutions and architecture.resolution not in self.resolutions:
             raise InvalidArchitectureError(
                 f"the architecture's resolution is {architecture.resolution}; {self.name} allows "
@@ -374,6 +507,29 @@ class SearchSpace(ABC):
                 f"it out; all architectures have {self.resolution}"
             )
 
+    def _validate_choices(self, architecture: Architecture) -> None:
+        """Check the choices of the network and of the units."""
+        count = self.unit_count if self.units_choose else 0
+        if len(architecture.unit_choices) != count:
+            raise InvalidArchitectureError(
+                f"the architecture has {counted(len(architecture.unit_choices), 'unit choice')}; "
+                f"{self.name} has {count or 'none'}"
+            )
+        chosen = [("the network", architecture.choice, self.network_options)]
+        for number, (label, unit, options) in enumerate(
+            zip(architecture.unit_choices, architecture.units, self.unit_options, strict=False),
+            start=1,
+        ):
+            # A unit without blocks has one form: the first option.
+            chosen.append((f"unit {number}", label, options if unit else options[:1]))
+        for what, label, options in chosen:
+            allowed = [option.label for option in options]
+            if label not in allowed:
+                raise InvalidArchitectureError(
+                    f"the choice of {what} is '{label}'; {self.name} allows "
+                    f"{', '.join(allowed) or 'none'}"
+                )
+
     def outside(self, codes: Codes) -> NDArray[np.bool_]:
         """Return whether each row of codes is outside of the space, ``(n,)``.
 
@@ -384,25 +540,47 @@ class SearchSpace(ABC):
         present = blocks >= 0
         depth = present.sum(axis=2)
         prefix = np.arange(self.max_unit_depth) < depth[..., None]
-        wrong = (blocks < -1) | (blocks >= len(self.options)) | (present != prefix)
+        wrong = (blocks < -1) | (present != prefix)
         if self.one_option_per_unit:
             wrong |= present & (blocks != blocks[..., :1])
         outside = wrong.any(axis=(1, 2))
         for unit, depths in enumerate(self.depths):
             outside |= ~np.isin(depth[:, unit], depths)
-        if self.resolutions:
-            side, rest = codes[:, -1, 0], codes[:, -1, 1:]
-            outside |= (side < 0) | (side >= len(self.resolutions)) | (rest != -1).any(axis=1)
+            allowed = np.isin(blocks[:, unit], self.block_options[unit])
+            outside |= (present[:, unit] & ~allowed).any(axis=1)
+        outside |= (codes[:, : self.unit_count, self.max_unit_depth :] != -1).any(axis=(1, 2))
+        if self.choice_sizes:
+            chosen = self.choices_of(codes)
+            outside |= ((chosen < 0) | (chosen >= np.array(self.choice_sizes))).any(axis=1)
+            outside |= (codes[:, -1, chosen.shape[1] :] != -1).any(axis=1)
+            if self.units_choose:
+                outside |= ((depth == 0) & (chosen[:, -self.unit_count :] > 0)).any(axis=1)
         return np.asarray(outside)
 
     @property
     def code_shape(self) -> tuple[int, int]:
         """Shape of the codes of one architecture."""
-        return self.unit_count + bool(self.resolutions), self.max_unit_depth
+        choices = len(self.choice_sizes)
+        return self.unit_count + bool(choices), max(self.max_unit_depth, choices)
 
     def blocks_of(self, codes: Codes) -> Codes:
-        """Return the codes of the options, without resolutions, ``(n, units, max_depth)``."""
-        return codes[:, : self.unit_count]
+        """Return the codes of the options, without choices, ``(n, units, max_depth)``."""
+        return codes[:, : self.unit_count, : self.max_unit_depth]
+
+    def choices_of(self, codes: Codes) -> Codes:
+        """Return the codes of the choices beside blocks, ``(n, len(choice_sizes))``."""
+        if not self.choice_sizes:
+            return np.empty((len(codes), 0), dtype=np.int16)
+        return codes[:, self.unit_count, : len(self.choice_sizes)]
+
+    def set_choices(self, codes: Codes, chosen: NDArray[np.integer]) -> None:
+        """Set the choices beside blocks; those of units without blocks become the first."""
+        if not self.choice_sizes:
+            return
+        self.choices_of(codes)[:] = chosen
+        if self.units_choose:
+            empty = (self.blocks_of(codes) < 0).all(axis=2)
+            self.choices_of(codes)[:, -self.unit_count :][empty] = 0
 
     def resolution_of(self, codes: Codes) -> NDArray[np.int64]:
         """Return the input height and width of each architecture, pixels, ``(n,)``."""
@@ -425,21 +603,55 @@ class SearchSpace(ABC):
             self.validate(architecture)
             for number, unit in enumerate(architecture.units):
                 codes[row, number, : len(unit)] = [self._index[label] for label in unit]
-            if architecture.resolution is not None:
-                codes[row, -1, 0] = self.resolutions.index(architecture.resolution)
+            if self.choice_sizes:
+                chosen = self._choices_of(architecture)
+                codes[row, -1, : len(chosen)] = chosen
         return codes
+
+    def _choices_of(self, architecture: Architecture) -> list[int]:
+        """Return the codes of an architecture's choices beside blocks."""
+        chosen = []
+        if architecture.resolution is not None:
+            chosen.append(self.resolutions.index(architecture.resolution))
+        if self.choices:
+            chosen.append(_place(architecture.choice, self.network_options))
+        chosen += [
+            _place(label, options)
+            for label, options in zip(architecture.unit_choices, self.unit_options, strict=False)
+        ]
+        return chosen
 
     def decode(self, codes: Codes) -> list[Architecture]:
         """Return the architectures of codes, the inverse of :meth:`encode`."""
         labels = [option.label for option in self.options]
         blocks, resolutions = self.blocks_of(codes).tolist(), self.resolution_of(codes).tolist()
+        network = ["" for _ in blocks]
+        of_units: list[tuple[str, ...]] = [() for _ in blocks]
+        chosen = self.choices_of(codes).tolist()
+        if self.choices:
+            place = int(bool(self.resolutions))
+            network = [self.network_options[each[place]].label for each in chosen]
+        if self.units_choose:
+            of_units = [
+                tuple(
+                    options[code].label
+                    for code, options in zip(
+                        each[-self.unit_count :], self.unit_options, strict=True
+                    )
+                )
+                for each in chosen
+            ]
         return [
             Architecture(
                 self.name,
                 tuple(tuple(labels[code] for code in unit if code >= 0) for unit in row),
                 resolution if self.resolutions else None,
+                choice,
+                of_each,
             )
-            for row, resolution in zip(blocks, resolutions, strict=True)
+            for row, resolution, choice, of_each in zip(
+                blocks, resolutions, network, of_units, strict=True
+            )
         ]
 
     # Graphs
@@ -480,7 +692,7 @@ class SearchSpace(ABC):
         self.validate(architecture)
         side = architecture.resolution or self.resolution
         net = Network((self.batch, 3, side, side), weights, self.dtype, opset or self.opset)
-        units = [[self.options[self._index[label]] for label in u] for u in architecture.units]
+        units = self._chosen(architecture)
         try:
             return net, self.network(net, units)
         except ModelsError:
@@ -489,6 +701,21 @@ class SearchSpace(ABC):
             if text := own_failure(self, error, "cannot be built"):
                 raise InvalidSpaceError(f"{text}, with {architecture.to_text()}") from error
             raise
+
+    def _chosen(self, architecture: Architecture) -> Chosen[Chosen[Option]]:
+        """Return the options of an architecture."""
+        of_units = architecture.unit_choices or ("",) * self.unit_count
+        units = [
+            Chosen.of(
+                (self.options[self._index[label]] for label in unit),
+                options[_place(choice, options)],
+            )
+            for unit, choice, options in zip(
+                architecture.units, of_units, self.unit_options, strict=True
+            )
+        ]
+        network = self.network_options
+        return Chosen.of(units, network[_place(architecture.choice, network)])
 
     # Places of a graph and their contents (esm_models.part_table)
 
@@ -526,6 +753,32 @@ class SearchSpace(ABC):
     def channels(self, base: float) -> int:
         """Return ``base`` times the width multiplier, rounded by :func:`round_channels`."""
         return round_channels(base * self.width_mult)
+
+
+def _grid(features: Sequence[Feature]) -> tuple[Option, ...]:
+    """Return every combination of the features' values, the last feature's changing fastest."""
+    names = [feature.name for feature in features]
+    return tuple(
+        Option(
+            "".join(f"{f.symbol}{v}" for f, v in zip(features, values, strict=True)),
+            dict(zip(names, values, strict=True)),
+        )
+        for values in itertools.product(*(feature.values for feature in features))
+    )
+
+
+def _joined(features: Sequence[Feature]) -> tuple[Feature, ...]:
+    """Return features of different names, with all their values."""
+    found: dict[str, Feature] = {}
+    for feature in features:
+        known = found.get(feature.name)
+        values = (*known.values, *feature.values) if known else feature.values
+        found[feature.name] = replace(feature, values=tuple(dict.fromkeys(values)))
+    return tuple(found.values())
+
+
+def _place(label: str, options: Sequence[Option]) -> int:
+    return [option.label for option in options].index(label)
 
 
 def round_channels(channels: float) -> int:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,8 +168,8 @@ def test_a_free_resolution_is_the_last_column_or_acts_through_others(
     sides = [a.resolution for a in architectures]
     assert len(set(sides)) > 10
     vectors = encoder.encode(architectures)
-    units = largest(space).units
-    small, large = encoder.encode([Architecture(space.name, units, side) for side in (128, 224)])
+    deepest = largest(space)
+    small, large = encoder.encode([replace(deepest, resolution=side) for side in (128, 224)])
     differing = {c for c, a, b in zip(encoder.columns, small, large, strict=True) if a != b}
     assert ("resolution" in encoder.columns) == encoder.with_resolution
     if encoder.with_resolution:

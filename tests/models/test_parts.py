@@ -137,9 +137,10 @@ def test_parts_add_up_to_the_graph(space: SearchSpace) -> None:
         graph = onnx.ModelProto.FromString(space.build(architecture)).graph
         parts = parts_of(space, architecture)
         built = [onnx.ModelProto.FromString(part.build()).graph for part in parts]
-        assert sum(len(g.node) for g in built) == len(graph.node)
-        types = Counter(node.op_type for node in graph.node)
-        assert Counter(node.op_type for g in built for node in g.node) == types
+        # A newer opset may have an attribute as a constant.
+        types = Counter(node.op_type for node in graph.node if node.op_type != "Constant")
+        alone = Counter(node.op_type for g in built for node in g.node)
+        assert {**alone, "Constant": 0} == {**types, "Constant": 0}
         weights = sum(math.prod(tensor.dims) for tensor in graph.initializer)
         assert sum(part.parameters for part in parts) == weights
         assert all(o.kind in KINDS for part in parts for o in part.operators)
@@ -205,9 +206,8 @@ def test_blocks_alike_share_a_key() -> None:
 
 def counts_of(table: PartTable, codes: np.ndarray) -> list[Counter[str]]:
     """Parts by key, looked up."""
-    space = table.space
     counted = []
-    for rows in table.rows(space.blocks_of(codes), space.resolution_of(codes)).tolist():
+    for rows in table.rows(codes).tolist():
         counter: Counter[str] = Counter()
         for row in rows:
             for (_, number), count in table.contents[row].items():
@@ -226,10 +226,10 @@ def test_what_is_looked_up_is_what_tracing_gives(space: SearchSpace) -> None:
     codes = random_codes(space, 60)
     if space.resolutions:  # two of them: each is traced on its own
         codes[:, -1, 0] %= 2
-    table.rows(space.blocks_of(codes), space.resolution_of(codes))
+    table.rows(codes)
     fresh = random_codes(space, 5, seed=2)
     assert counts_of(table, fresh) == traced(space, fresh)
-    assert table.additive
+    assert table.additive == (not space.choices)
 
 
 def test_every_cell_is_looked_up_as_it_is_traced() -> None:
@@ -245,7 +245,6 @@ def test_a_complete_table_has_all_parts() -> None:
     table.complete()
     assert len(table.parts) <= 4 * 2 * 9 + 2
     known = {part.key for part in table.parts}
-    space = table.space
     for counter in traced(space, random_codes(space, 5)):
         assert counter.keys() <= known
 
@@ -287,7 +286,7 @@ def test_many_transformers_of_free_width_need_few_traces(
     space = cls(resolution=64)
     table = PartTable(space)
     codes = random_codes(space, 2000)
-    table.rows(codes, np.full(len(codes), space.resolution))
+    table.rows(codes)
     assert table.rule is Rule.CHAIN
     assert len(count) < 250
     assert counts_of(table, codes[:60]) == traced(space, codes[:60])
@@ -337,7 +336,7 @@ def test_looked_up_architectures_are_compared_with_traces() -> None:
     assert table.rule is Rule.PLACE
     codes = random_codes(space, 2000)
     for part in np.split(codes, (10, 100, 1000)):
-        table.rows(part, np.full(len(part), space.resolution))
+        table.rows(part)
     assert table.rule is Rule.CHAIN
     assert counts_of(table, codes) == traced(space, codes)
 
@@ -369,6 +368,6 @@ def test_operators_outside_scopes_are_parts() -> None:
 def test_many_architectures_need_few_traces() -> None:
     space = load_space("mobilenetv3")
     codes = np.random.default_rng(0).integers(0, 9, (200_000, 4, 4)).astype(np.int16)
-    rows = part_table(space).rows(codes, np.full(len(codes), space.resolution))
+    rows = part_table(space).rows(codes)
     assert rows.shape == (200_000, 17)
     assert len(part_table(space).contents) < 200

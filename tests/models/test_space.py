@@ -175,7 +175,9 @@ def test_the_short_form_is_read_as_it_is_written(architecture: Architecture) -> 
     assert Architecture.from_text(architecture.space, text) == architecture
 
 
-@pytest.mark.parametrize("text", ["k3e1 | :", 'k3e1 "k5', "10000*k3e1", "0*k3e1", "k3e1: k5e1"])
+@pytest.mark.parametrize(
+    "text", ["k3e1 | :", 'k3e1 "k5', "10000*k3e1", "0*k3e1", "k3e1 k5e1: k3e1"]
+)
 def test_what_is_no_short_form_is_refused(text: str) -> None:
     with pytest.raises(InvalidArchitectureError, match="short form"):
         Architecture.from_text("resnet", text)

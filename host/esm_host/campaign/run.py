@@ -21,6 +21,7 @@ from esm_host.campaign.folder import RunFolder, resume_command
 from esm_host.campaign.latency import Latency
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.table import BlockTable, Dataset, Figures, best_attempts
+from esm_host.encoding.base import choice_columns
 from esm_host.errors import DatasetError, UsageError
 from esm_host.evaluation.conformal import LeftOutErrors
 from esm_host.evaluation.cross_device import CrossDeviceAccuracy, evaluate_across
@@ -605,6 +606,10 @@ class Run:
                 continue
             total = values[codes].sum(axis=(1, 2))  # code -1 (no block) has value 0
             columns[f"mean_{feature.name}"] = total / np.maximum(present.sum(axis=(1, 2)), 1)
+        names, tables = choice_columns(space)
+        chosen = space.choices_of(encoded)
+        values = [column for place, table in tables for column in table[chosen[:, place]].T]
+        columns |= {n.replace(".", "_"): each for n, each in zip(names, values, strict=True)}
         if space.resolutions:
             columns["resolution"] = space.resolution_of(encoded)
         return columns

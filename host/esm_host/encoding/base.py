@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from esm_host.errors import UsageError
 from esm_host.plugins import own_failures
 from esm_models.architecture import Architecture
-from esm_models.space import Codes, SearchSpace
+from esm_models.space import Codes, Option, SearchSpace
 from esm_protos.plugins import own_name
 
 if TYPE_CHECKING:
@@ -43,21 +43,25 @@ class Layout:
 class Encoder(ABC):
     """Encoder of one space's architectures as vectors, many at a time.
 
-    Equal architectures get equal vectors; ``columns`` names every entry. If architectures have
-    their own resolution, it is the last column. An encoder with ``with_resolution`` False encodes
-    it differently.
+    Equal architectures get equal vectors; ``columns`` names every entry. Choices of the network and
+    of units follow the columns of the blocks, a column per number and per word. If architectures
+    have their own resolution, it is the last column. An encoder with ``with_choices`` or
+    ``with_resolution`` False encodes them differently.
     """
 
     name: ClassVar[str]
     with_resolution: ClassVar[bool] = True
+    with_choices: ClassVar[bool] = True
 
     parts: tuple[Part, ...] = ()
     """Part of a network that each column counts; empty for an encoding without counts."""
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
-        self._appends = self.with_resolution and bool(space.resolutions)
-        self.columns: tuple[str, ...] = (*self._columns(), *["resolution"] * self._appends)
+        names, self._choice_values = choice_columns(space) if self.with_choices else ([], [])
+        resolution = self.with_resolution and bool(space.resolutions)
+        self._appended = [*names, *["resolution"] * resolution]
+        self.columns: tuple[str, ...] = (*self._columns(), *self._appended)
         if len(set(self.columns)) < len(self.columns):
             twice = next(name for name, count in Counter(self.columns).items() if count > 1)
             raise UsageError(
@@ -68,6 +72,11 @@ class Encoder(ABC):
     def suits(cls, space: SearchSpace) -> bool:
         """Return whether the encoder supports this space."""
         return True
+
+    @property
+    def own_columns(self) -> list[str]:
+        """Columns without those of choices and of the resolution at the end."""
+        return list(self.columns[: len(self.columns) - len(self._appended)])
 
     @property
     def layout(self) -> Layout:
@@ -99,9 +108,9 @@ class Encoder(ABC):
             return np.zeros((0, len(self)), dtype=np.float32)
         resolution = self.space.resolution_of(codes)
         with own_failures(self):
-            encoded = np.asarray(self._encode(self.space.blocks_of(codes), resolution))
+            encoded = np.asarray(self._encode_all(codes, resolution))
             encoded = encoded.astype(np.float32, copy=False)
-        expected = (len(codes), len(self) - self._appends)
+        expected = (len(codes), len(self) - len(self._appended))
         if encoded.shape != expected:
             raise UsageError(
                 f"{own_name(self)} encodes {expected[0]} architectures of {self.space.name} as an "
@@ -114,18 +123,30 @@ class Encoder(ABC):
                 f"{own_name(self)} encodes {self.space.name} with values of the column {column!r} "
                 "that are not finite: return finite numbers"
             )
-        if self._appends:
-            encoded = np.concatenate([encoded, resolution[:, None].astype(np.float32)], axis=1)
+        if self._appended:
+            chosen = self.space.choices_of(codes)
+            parts = [encoded, *(table[chosen[:, at]] for at, table in self._choice_values)]
+            if self._appended[-1] == "resolution":
+                parts.append(resolution[:, None].astype(np.float32))
+            encoded = np.concatenate(parts, axis=1)
         return encoded
+
+    def _encode_all(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+        """Encode codes with the choices that are not appended; by default there are none."""
+        return self._encode(self.space.blocks_of(codes), resolution)
 
     @abstractmethod
     def _columns(self) -> list[str]: ...
 
-    @abstractmethod
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
         """Encode blocks, shape ``(n, units, max_depth)``, and input sides in pixels, ``(n,)``."""
+        raise NotImplementedError
 
     # Helpers of encoders
+
+    def _options_of(self, unit: int) -> list[Option]:
+        """Return the options that the blocks of a unit may have; units count from 1."""
+        return [self.space.options[code] for code in self.space.block_options[unit - 1]]
 
     def _units(self) -> range:
         return range(1, self.space.unit_count + 1)
@@ -136,3 +157,38 @@ class Encoder(ABC):
         Absent blocks have 0.
         """
         return self.space.feature_values[codes]
+
+
+def choice_columns(space: SearchSpace) -> tuple[list[str], list[tuple[int, NDArray[np.float32]]]]:
+    """Return the columns of the choices of the network and of units.
+
+    Returns:
+        Names of the columns; and for each choice its place among the space's choices and the values
+        of its options, ``(options, columns)``.
+    """
+    names: list[str] = []
+    tables = []
+    first = int(bool(space.resolutions))
+    levels = [("", space.choices, space.network_options)] if space.choices else []
+    if space.units_choose:
+        levels += [
+            (f"unit{number}.", unit.choices, options)
+            for number, (unit, options) in enumerate(
+                zip(space.units, space.unit_options, strict=True), start=1
+            )
+        ]
+    for place, (prefix, features, options) in enumerate(levels, start=first):
+        columns: list[list[float]] = []
+        for feature in features:
+            if feature.has_words:
+                names += [f"{prefix}{feature.name}={value}" for value in feature.values]
+                columns += [
+                    [float(option[feature.name] == value) for option in options]
+                    for value in feature.values
+                ]
+            else:
+                names.append(f"{prefix}{feature.name}")
+                columns.append([feature.number(option[feature.name]) for option in options])
+        if columns:
+            tables.append((place, np.array(columns, dtype=np.float32).T))
+    return names, tables

@@ -38,6 +38,7 @@ class _Sums(Encoder):
     """Sum of a vector per part."""
 
     with_resolution = False
+    with_choices = False
 
     def __init__(self, space: SearchSpace) -> None:
         self._table = part_table(space)
@@ -48,14 +49,12 @@ class _Sums(Encoder):
         """Return the vector of a part in that region, ``(len(self),)``."""
         raise NotImplementedError
 
-    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
-        return self._sums(codes, resolution)
+    def _encode_all(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+        return self._sums(codes)
 
-    def _sums(
-        self, codes: Codes, resolution: NDArray[np.int64], pruned: bool = True
-    ) -> NDArray[np.float64]:
+    def _sums(self, codes: Codes, pruned: bool = True) -> NDArray[np.float64]:
         table = self._table
-        rows = table.rows(codes, resolution, pruned)
+        rows = table.rows(codes, pruned)
         if self._cache.version != table.version:
             self._cache = _CACHES[type(self), table] = _Cache(len(self), table.version)
         known = self._cache.sums.shape[0]
@@ -136,11 +135,11 @@ class CostEncoder(_Sums):
         self._whole = [names.index(name) for name in whole]
         return names + [f"written.{name}" for name in whole] * self.space.prunes
 
-    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
-        sums = self._sums(codes, resolution)
+    def _encode_all(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+        sums = self._sums(codes)
         if self.space.prunes:
             start = len(self) - len(self._whole)
-            sums[:, start:] = self._sums(codes, resolution, pruned=False)[:, self._whole]
+            sums[:, start:] = self._sums(codes, pruned=False)[:, self._whole]
         return sums
 
     def _vector(self, region: str, part: Part) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_host.encoding.base import Encoder, Layout
+from esm_host.encoding.base import Encoder, Layout, choice_columns
 from esm_host.errors import UsageError
 from esm_models.space import Codes, SearchSpace
 
@@ -21,11 +21,13 @@ class GraphEncoder(Encoder):
     absent block are zero, and its neighbours are joined. The two further options are those of input
     and output. Convolutions share their weights over all nodes. So if there are several units,
     nodes name theirs (U). If architectures have a resolution, nodes hold it (R, from 0 for the
-    smallest to 1 for the largest).
+    smallest to 1 for the largest). In the same way they hold choices of the network and of their
+    unit.
     """
 
     name = "graph"
     with_resolution = False
+    with_choices = False
 
     @property
     def layout(self) -> Layout:
@@ -43,10 +45,12 @@ class GraphEncoder(Encoder):
         nodes = ["input", *places, "output"]
         self._nodes = len(nodes)
         several = space.unit_count > 1
+        choices, self._tables = choice_columns(space)
         self._features = [
             *(option.label for option in space.options),
             *("input", "output"),
             *(f"unit={unit}" for unit in self._units() if several),
+            *choices,
             *(["resolution"] if space.resolutions else []),
         ]
         return [
@@ -54,10 +58,10 @@ class GraphEncoder(Encoder):
             *(f"{a}->{b}" for a in nodes for b in nodes),
         ]
 
-    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+    def _encode_all(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
         space, n = self.space, len(codes)
         most = [max(depths) for depths in space.depths]
-        blocks = _blocks(space, codes)
+        blocks = _blocks(space, space.blocks_of(codes))
         present = np.ones((n, self._nodes), dtype=bool)
         present[:, 1:-1] = blocks >= 0
 
@@ -70,6 +74,7 @@ class GraphEncoder(Encoder):
             unit_of = np.repeat(np.arange(space.unit_count), most)
             units = slice(options + 2, options + 2 + space.unit_count)
             operation[:, 1:-1, units] = unit_of[:, None] == np.arange(space.unit_count)
+        self._add_choices(operation, space.choices_of(codes), most)
         if space.resolutions:
             least, largest = min(space.resolutions), max(space.resolutions)
             operation[..., -1] = ((resolution - least) / max(largest - least, 1))[:, None]
@@ -83,6 +88,22 @@ class GraphEncoder(Encoder):
             wired = place[:, None, :] == place[:, :, None] + 1
         adjacency = wired & present[:, :, None] & present[:, None, :]
         return np.concatenate([operation.reshape(n, -1), adjacency.reshape(n, -1)], axis=1)
+
+    def _add_choices(self, operation: NDArray[np.float32], chosen: Codes, most: list[int]) -> None:
+        """Set the columns of choices: the network's in all nodes, a unit's in its blocks."""
+        space = self.space
+        column = len(space.options) + 2 + space.unit_count * (space.unit_count > 1)
+        starts = np.cumsum([1, *most])
+        of_units = len(space.choice_sizes) - space.unit_count  # if units choose
+        for place, table in self._tables:
+            low, high = table.min(axis=0), table.max(axis=0)
+            values = ((table - low) / np.maximum(high - low, 1))[chosen[:, place]]
+            nodes = slice(None)
+            if space.units_choose and place >= of_units:
+                unit = place - of_units
+                nodes = slice(starts[unit], starts[unit + 1])
+            operation[:, nodes, column : column + table.shape[1]] = values[:, None]
+            column += table.shape[1]
 
 
 class PathEncoder(Encoder):

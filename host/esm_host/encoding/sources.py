@@ -75,6 +75,7 @@ class SourcesEncoder(Encoder):
 
     name = "sources"
     with_resolution = False
+    with_choices = False
 
     def __init__(self, space: SearchSpace, models: SourceModels) -> None:
         self.models = models
@@ -95,7 +96,7 @@ class SourcesEncoder(Encoder):
     def _columns(self) -> list[str]:
         return [*(f"source.{name}" for name in self.models.names), *self._views.columns]
 
-    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
-        views = self._views._encode(codes, resolution).astype(np.float64)
+    def _encode_all(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+        views = self._views._encode_all(codes, resolution).astype(np.float64)
         expected = views @ self.models.weights + self.models.intercept
         return np.concatenate([expected, views], axis=1)

@@ -31,7 +31,7 @@ class OneHotEncoder(Encoder):
             f"unit{unit}.block{block}.{feature.name}={value}"
             for unit in self._units()
             for block in range(1, space.max_unit_depth + 1)
-            for feature in space.features
+            for feature in space.unit_features[unit - 1]
             for value in feature.values
         ]
 
@@ -41,14 +41,18 @@ class OneHotEncoder(Encoder):
             present[:, [unit]] == np.array(options)
             for unit, options in enumerate(self.space.depths)
         ]
-        table = np.array(
-            [
-                [option[f.name] == value for f in self.space.features for value in f.values]
-                for option in self.space.options
-            ]
-            + [[False] * sum(len(f.values) for f in self.space.features)]  # code -1
-        )
-        return np.concatenate([*depths, table[codes].reshape(len(codes), -1)], axis=1)
+        parts = []
+        for unit, features in enumerate(self.space.unit_features):
+            pairs = [(feature.name, value) for feature in features for value in feature.values]
+            table = np.array(
+                [
+                    [option.values.get(name) == value for name, value in pairs]
+                    for option in self.space.options
+                ]
+                + [[False] * len(pairs)]  # code -1
+            )
+            parts.append(table[codes[:, unit]].reshape(len(codes), -1))
+        return np.concatenate([*depths, *parts], axis=1)
 
 
 class OperationOneHotEncoder(Encoder):
@@ -64,12 +68,17 @@ class OperationOneHotEncoder(Encoder):
             f"unit{unit}.block{block}.{option.label}"
             for unit, depths in zip(self._units(), self.space.depths, strict=True)
             for block in range(1, max(depths) + 1)
-            for option in self.space.options
+            for option in self._options_of(unit)
         ]
 
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
-        hot = codes[..., None] == np.arange(len(self.space.options))
-        parts = [hot[:, unit, : max(depths)] for unit, depths in enumerate(self.space.depths)]
+        space = self.space
+        parts = [
+            codes[:, unit, : max(depths), None] == options
+            for unit, (depths, options) in enumerate(
+                zip(space.depths, space.block_options, strict=True)
+            )
+        ]
         return np.concatenate([part.reshape(len(codes), -1) for part in parts], axis=1)
 
 
@@ -126,21 +135,22 @@ class FeatureCountEncoder(Encoder):
         return [
             f"unit{unit}.{feature.name}={value}"
             for unit in self._units()
-            for feature in self.space.features
+            for feature in self.space.unit_features[unit - 1]
             for value in feature.values
         ]
 
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
         counts = [
             sum(
-                codes == index
+                codes[:, unit] == index
                 for index, option in enumerate(self.space.options)
-                if option[feature.name] == value
-            ).sum(axis=2)
-            for feature in self.space.features
+                if option.values.get(feature.name) == value
+            ).sum(axis=1)
+            for unit, features in enumerate(self.space.unit_features)
+            for feature in features
             for value in feature.values
         ]
-        return np.stack(counts, axis=2).reshape(len(codes), -1)
+        return np.stack(counts, axis=1)
 
 
 class FeatureCombinationCountEncoder(Encoder):
@@ -149,7 +159,7 @@ class FeatureCombinationCountEncoder(Encoder):
     name = "fcc"
 
     def _columns(self) -> list[str]:
-        return [f"unit{u}.{option.label}" for u in self._units() for option in self.space.options]
+        return [f"unit{u}.{option.label}" for u in self._units() for option in self._options_of(u)]
 
     def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
         # Every block raises the counter of its unit and option; the first counts absent blocks.
@@ -161,4 +171,5 @@ class FeatureCombinationCountEncoder(Encoder):
             first = np.arange(1, len(chunk) * units * counters, counters).reshape(-1, units, 1)
             counted = np.bincount((chunk + first).ravel(), minlength=len(chunk) * units * counters)
             counts[begin : begin + _CHUNK] = counted.reshape(-1, units, counters)[..., 1:]
-        return counts.reshape(len(codes), -1)
+        kept = [counts[:, unit, options] for unit, options in enumerate(self.space.block_options)]
+        return np.concatenate(kept, axis=1) if self.space.units else counts.reshape(len(codes), -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_host.encoding.base import Encoder, Layout
+from esm_host.encoding.base import Encoder, Layout, choice_columns
 from esm_host.encoding.cost import CostEncoder, ScaledCountEncoder
 from esm_host.encoding.vectors import OperationOneHotEncoder
 from esm_models.space import Codes, SearchSpace
@@ -21,10 +21,12 @@ class ViewsEncoder(Encoder):
         ``costs``: :class:`~esm_host.encoding.cost.CostEncoder`.
         ``log-costs``: log(1 + x) of the costs of the whole network, as factors of a latency add to
             its logarithm.
+        ``choices``: Choices of the network and of units, if there are any.
     """
 
     name = "views"
     with_resolution = False
+    with_choices = False
 
     def __init__(self, space: SearchSpace) -> None:
         self._operations = OperationOneHotEncoder(space)
@@ -46,28 +48,31 @@ class ViewsEncoder(Encoder):
         return Layout(groups)
 
     def _groups(self) -> dict[str, list[str]]:
-        operations = [c for c in self._operations.columns if c != "resolution"]
-        return {
-            "operations": operations,
-            "counts": [f"counts.{name}" for name in self._counts.columns],
+        choices, self._tables = choice_columns(self.space)
+        groups = {
+            "operations": self._operations.own_columns,
+            "counts": [f"counts.{name}" for name in self._counts.own_columns],
             "totals": [f"total.{option.label}" for option in self.space.options],
             "costs": list(self._costs.columns),
             "log-costs": [f"log.{self._costs.columns[number]}" for number in self._whole],
         }
+        return {**groups, "choices": choices} if choices else groups
 
     def _columns(self) -> list[str]:
         return [name for columns in self._groups().values() for name in columns]
 
-    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
-        costs = self._costs._encode(codes, resolution)
+    def _encode_all(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+        costs = self._costs._encode_all(codes, resolution)
         options = range(len(self.space.options))
+        blocks, chosen = self.space.blocks_of(codes), self.space.choices_of(codes)
         return np.concatenate(
             [
-                self._operations._encode(codes, resolution),
-                self._counts._encode(codes, resolution),
-                np.stack([(codes == option).sum(axis=(1, 2)) for option in options], axis=1),
+                self._operations._encode(blocks, resolution),
+                self._counts._encode(blocks, resolution),
+                np.stack([(blocks == option).sum(axis=(1, 2)) for option in options], axis=1),
                 costs,
                 np.log1p(costs[:, self._whole].astype(np.float64)),
+                *(table[chosen[:, place]] for place, table in self._tables),
             ],
             axis=1,
         )

@@ -21,16 +21,20 @@ def neighbours(space: SearchSpace) -> Codes:
     2022: 25 of NAS-Bench-201). The paper does not name its base. Ours is the deepest architecture
     of the first and cheapest option, except :data:`NOTHING`. A network without operations has no
     latency to compare with. Each neighbour has one block of another option, one unit of another
-    depth, or another resolution. Where all blocks of a unit share an option, they change together.
+    depth, another resolution, or another choice of the network or of one unit. Where all blocks of
+    a unit share an option, they change together.
 
     Returns:
         Codes, ``(n, *space.code_shape)``.
     """
-    options = len(space.options)
-    usual = next((i for i, option in enumerate(space.options) if option.label != NOTHING), 0)
+    usual = [
+        next((code for code in options if space.options[code].label != NOTHING), options[0])
+        for options in space.block_options
+    ]
     base = np.full(space.code_shape, -1, dtype=np.int16)
     for unit, depths in enumerate(space.depths):
-        base[unit, : max(depths)] = usual
+        base[unit, : max(depths)] = usual[unit]
+    base[space.unit_count :, : len(space.choice_sizes)] = 0
     if space.resolutions:
         base[-1, 0] = space.resolutions.index(max(space.resolutions))
     codes = [base]
@@ -44,14 +48,15 @@ def neighbours(space: SearchSpace) -> Codes:
         if space.one_option_per_unit:
             blocks = [slice(max(depths))]
         for block in blocks:
-            for option in range(options):
-                if option != usual:
+            for option in space.block_options[unit]:
+                if option != usual[unit]:
                     add((unit, block), option)
         for depth in sorted(set(depths) - {max(depths)}, reverse=True):
             add((unit, slice(depth, None)), -1)
-    for index in range(len(space.resolutions)):
-        if index != base[-1, 0]:
-            add((space.unit_count, 0), index)
+    for choice, size in enumerate(space.choice_sizes):
+        for index in range(size):
+            if index != base[-1, choice]:
+                add((space.unit_count, choice), index)
     return np.stack(codes)
 
 

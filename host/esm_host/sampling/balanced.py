@@ -22,11 +22,11 @@ class BalancedSampler(Sampler):
     def _ways(self) -> list[dict[int, int]]:
         """Number of ways in which each unit and those after it sum to each depth."""
         ways: list[dict[int, int]] = [{0: 1}]
-        for depths in reversed(self.space.depths):
+        for unit, depths in reversed(list(enumerate(self.space.depths))):
             table: dict[int, int] = {}
             for rest, count in ways[0].items():
                 for depth in depths:
-                    more = count * self.space.unit_variants(depth)
+                    more = count * self.space.unit_variants(unit, depth)
                     table[rest + depth] = table.get(rest + depth, 0) + more
             ways.insert(0, table)
         return ways
@@ -53,7 +53,7 @@ class BalancedSampler(Sampler):
             after = self._ways[unit + 1]
             for total in np.unique(remaining):
                 rows = np.flatnonzero(remaining == total)
-                ways = [self.space.unit_variants(d) * after.get(total - d, 0) for d in depths]
+                ways = [self.space.unit_variants(unit, d) * after.get(total - d, 0) for d in depths]
                 # Exact integers until this division: the numbers exceed any float's precision.
                 chances = [way / self._ways[unit][total] for way in ways]
                 columns[rows, unit] = rng.choice(depths, size=len(rows), p=chances)

@@ -125,16 +125,23 @@ class Sampler(ABC):
 
 
 def draw_options(space: SearchSpace, unit_depths: np.ndarray, rng: np.random.Generator) -> Codes:
-    """Draw codes with given block counts, shape ``(n, units)``; options and resolutions uniform."""
-    shape = (*unit_depths.shape, space.max_unit_depth)
-    if space.one_option_per_unit:
-        options = rng.integers(len(space.options), size=(*unit_depths.shape, 1), dtype=np.int16)
-        options = np.broadcast_to(options, shape)
+    """Draw codes with given block counts, shape ``(n, units)``; all other choices uniform."""
+    n, shape = len(unit_depths), (*unit_depths.shape, space.max_unit_depth)
+    drawn = (*shape[:2], 1) if space.one_option_per_unit else shape
+    if len({len(codes) for codes in space.block_options}) == 1:
+        numbers = rng.integers(len(space.block_options[0]), size=drawn, dtype=np.int16)
     else:
-        options = rng.integers(len(space.options), size=shape, dtype=np.int16)
+        sizes = np.array([len(codes) for codes in space.block_options])
+        numbers = rng.integers(sizes[:, None], size=drawn, dtype=np.int16)
+    numbers = np.broadcast_to(numbers, shape)
+    options = np.empty(shape, dtype=np.int16)
+    for unit, codes in enumerate(space.block_options):
+        options[:, unit] = codes[numbers[:, unit]]
     present = np.arange(space.max_unit_depth) < unit_depths[..., None]
-    codes = np.full((len(unit_depths), *space.code_shape), -1, dtype=np.int16)
+    codes = np.full((n, *space.code_shape), -1, dtype=np.int16)
     space.blocks_of(codes)[:] = np.where(present, options, -1)
-    if space.resolutions:
-        codes[:, -1, 0] = rng.integers(len(space.resolutions), size=len(codes))
+    chosen = np.empty((n, len(space.choice_sizes)), dtype=np.int64)
+    for choice, size in enumerate(space.choice_sizes):
+        chosen[:, choice] = rng.integers(size, size=n)
+    space.set_choices(codes, chosen)
     return codes

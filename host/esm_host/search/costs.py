@@ -27,8 +27,7 @@ class NetworkCost:
         self._known: tuple[object, Floats] | None = None
 
     def __call__(self, codes: Codes) -> Mapping[str, Floats]:
-        resolution = self._space.resolution_of(codes)
-        rows = self._table.rows(self._space.blocks_of(codes), resolution)
+        rows = self._table.rows(codes)
         flops, parameters, activations = self._of_contents()
         weights = parameters[rows].sum(axis=1)
         return {

@@ -17,10 +17,10 @@ Genes = NDArray[np.int16]
 class GeneEncoding:
     """Encoding with one gene per choice that has more than one option.
 
-    Genes are the depth of each unit, the option of each block, and the resolution. Every vector
-    within :attr:`choices` is an architecture. Genes of blocks beyond their unit's depth have no
-    effect. They are kept for a later generation in which the unit may be deeper. Vectors that
-    differ only in such genes have equal codes.
+    Genes are the depth of each unit, the option of each block, and then the resolution and the
+    choices of the network and of units. Every vector within :attr:`choices` is an architecture.
+    Genes of blocks beyond their unit's depth have no effect. They are kept for a later generation
+    in which the unit may be deeper. Vectors that differ only in such genes have equal codes.
 
     Attributes:
         choices: Number of options of each gene, ``(genes,)``.
@@ -38,10 +38,11 @@ class GeneEncoding:
         self.choices: NDArray[np.int64] = np.array(
             [
                 *(len(space.depths[unit]) for unit in self._free),
-                *[len(space.options)] * len(self._slots),
-                *[len(space.resolutions)] * bool(space.resolutions),
+                *(len(space.block_options[unit]) for unit, _ in self._slots),
+                *space.choice_sizes,
             ]
         )
+        self._choices = slice(len(self.choices) - len(space.choice_sizes), None)
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -68,10 +69,9 @@ class GeneEncoding:
         blocks = space.blocks_of(codes)
         for gene, (unit, slot) in enumerate(self._slots, start=len(self._free)):
             place = slice(None) if space.one_option_per_unit else slice(slot, slot + 1)
-            blocks[:, unit, place] = genes[:, gene, None]
+            blocks[:, unit, place] = space.block_options[unit][genes[:, gene, None]]
         blocks[np.arange(space.max_unit_depth) >= depths[..., None]] = -1
-        if space.resolutions:
-            codes[:, -1, 0] = genes[:, -1]
+        space.set_choices(codes, genes[:, self._choices])
         return codes
 
     def of_codes(self, codes: Codes) -> Genes:
@@ -84,9 +84,9 @@ class GeneEncoding:
             known = np.array(space.depths[unit])
             genes[:, gene] = np.argmax(known == depths[:, unit, None], axis=1)
         for gene, (unit, slot) in enumerate(self._slots, start=len(self._free)):
-            genes[:, gene] = np.maximum(blocks[:, unit, slot], 0)
-        if space.resolutions:
-            genes[:, -1] = codes[:, -1, 0]
+            own = space.block_options[unit]
+            genes[:, gene] = np.argmax(blocks[:, unit, slot, None] == own, axis=1)
+        genes[:, self._choices] = space.choices_of(codes)
         return genes
 
     def everything(self, at_once: int = 20_000) -> Iterator[Codes]:

@@ -17,6 +17,9 @@ SPACES = {
     "nasbench201": "esm_models.spaces.nasbench201:NASBench201Space",
     "fbnet": "esm_models.spaces.fbnet:FBNetSpace",
     "ofa": "esm_models.spaces.ofa:OFASpace",
+    "ofa-resnet50": "esm_models.spaces.ofa_resnet50:OFAResNet50Space",
+    "proxyless": "esm_models.spaces.proxyless:ProxylessSpace",
+    "autoformer": "esm_models.spaces.autoformer:AutoFormerSpace",
 }
 """Module and class of each search space, by name."""
 

@@ -46,11 +46,12 @@ def test_a_chain_is_walked_from_input_to_output(seed: int) -> None:
             (node,) = adjacency[node].nonzero()[0]
             walked.append([n for n, hot in zip(names, operations[node], strict=True) if hot == 1])
         expected = [
-            [label, f"unit={number}"]
+            [label, *[f"unit={number}"] * (space.unit_count > 1)]
             for number, unit in enumerate(architecture.units, start=1)
             for label in unit
         ]
-        shown = [[n for n in features if n != "resolution"] for features in walked]
+        own = {*(option.label for option in space.options), "output"}
+        shown = [[n for n in names if n in own or n.startswith("unit=")] for names in walked]
         assert shown == [*expected, ["output"]]
         assert adjacency.sum() == architecture.depth + 1
         assert node == len(operations) - 1

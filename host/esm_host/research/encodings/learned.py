@@ -59,6 +59,7 @@ class LearnedEncoder(Encoder):
     """
 
     with_resolution = False
+    with_choices = False
 
     dimension: int
     samples: int
@@ -184,10 +185,10 @@ class LearnedEncoder(Encoder):
     def _columns(self) -> list[str]:
         return [f"{self.name}.{number}" for number in range(self.dimension)]
 
-    def _encode(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
+    def _encode_all(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:
         network = self._learned()
         with one_thread(), torch.inference_mode():
-            encoded = self._graph_encoder._encode(codes, resolution)
+            encoded = self._graph_encoder._encode_all(codes, resolution)
             parts = [
                 self._vectors(network, self._graphs(encoded[begin : begin + _ROWS]))
                 for begin in range(0, len(encoded), _ROWS)

@@ -263,7 +263,7 @@ class NasflatPredictor(FewShotPredictor):
                 values = (values - self._mean) / self._sd
             supplement = torch.from_numpy(values.astype(np.float32))
         return Architectures(
-            operations[..., self._features()].contiguous(),
+            operations[..., self._features(operations.shape[-1])].contiguous(),
             incoming,
             None if (count == 1).all() else count,
             supplement,
@@ -279,20 +279,25 @@ class NasflatPredictor(FewShotPredictor):
         count = inner[..., :options].sum(dim=1)
         kinds = torch.zeros(len(inner), options + 2, inner.shape[-1])
         kinds[:, 1:-1, :options] = torch.eye(options)
-        if self.space.resolutions:
-            kinds[..., -1] = operations[:, :1, -1]
+        rest = self._rest()
+        kinds[..., rest:] = operations[:, :1, rest:]  # those of the whole network
         return kinds, nn.functional.pad(count, (1, 1), value=1.0)
 
-    def _features(self) -> list[int]:
-        """Return the features of a node on which its embedding depends."""
+    def _features(self, width: int) -> list[int]:
+        """Return the features of a node, of ``width``, on which its embedding depends."""
         options = len(self.space.options)
         units = self.space.unit_count if self.space.unit_count > 1 else 0
         first = options + 2  # input and output have embeddings of their own
         return [
             *range(options),
             *range(first, first + units if self.units else first),
-            *range(first + units, first + units + bool(self.space.resolutions)),
+            *range(self._rest(), width),
         ]
+
+    def _rest(self) -> int:
+        """Return the first feature of a node after those of options and units."""
+        units = self.space.unit_count if self.space.unit_count > 1 else 0
+        return len(self.space.options) + 2 + units
 
     def _train(
         self,

@@ -1,0 +1,200 @@
+"""The published spaces with choices of units or of the network, written as torch modules.
+
+They follow the original descriptions, with batch normalisation folded into its convolution. Weights
+are read in the order in which a graph makes them (:func:`load_in_order`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from esm_models.architecture import Architecture
+from tests.models.torch_reference import (
+    CLASSES,
+    InvertedResidual,
+    expansion_of,
+    kernel_of,
+    same_conv,
+    scaled_channels,
+)
+
+
+class OFABottleneck(nn.Module):
+    """1x1, 3x3 (with the stride), 1x1; the shortcut is averaged, then projected."""
+
+    def __init__(self, before: int, out: int, share: Fraction, stride: int) -> None:
+        super().__init__()
+        middle = scaled_channels(out * share, 1)
+        self.stride = stride
+        self.projection = same_conv(before, out) if stride > 1 or before != out else None
+        self.reduce = same_conv(before, middle)
+        self.spatial = same_conv(middle, middle, 3, stride)
+        self.expand = same_conv(middle, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x
+        if self.stride > 1:
+            identity = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+        if self.projection is not None:
+            identity = self.projection(identity)
+        out = F.relu(self.spatial(F.relu(self.reduce(x))))
+        return F.relu(self.expand(out) + identity)
+
+
+class OFAResNet50(nn.Module):
+    """Once-for-all's ResNet-50."""
+
+    def __init__(self, architecture: Architecture, width_mult: float) -> None:
+        super().__init__()
+        share, _, residual = architecture.choice.removeprefix("w").partition("b")
+        channels = scaled_channels(64 * Fraction(share), width_mult)
+        middle = scaled_channels(Fraction(channels, 2), 1)
+        self.first = same_conv(3, middle, 3, stride=2)
+        self.second = same_conv(middle, middle, 3) if residual == "1" else None
+        self.third = same_conv(middle, channels, 3)
+        blocks = []
+        for stage, (label, unit) in enumerate(
+            zip(architecture.unit_choices, architecture.units, strict=True)
+        ):
+            base = 256 * 2**stage * Fraction(label.removeprefix("w"))
+            out = scaled_channels(base, width_mult)
+            for position, block in enumerate(unit):
+                stride = 2 if stage and not position else 1
+                blocks.append(OFABottleneck(channels, out, expansion_of(block), stride))
+                channels = out
+        self.blocks = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(channels, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.first(images))
+        if self.second is not None:
+            x = x + F.relu(self.second(x))
+        x = F.max_pool2d(F.relu(self.third(x)), 3, stride=2, padding=1)
+        return self.classifier(self.blocks(x).mean(dim=(2, 3)))
+
+
+class Proxyless(nn.Module):
+    """ProxylessNAS on MobileNetV2, with ReLU."""
+
+    STAGES = ((24, 2), (40, 2), (80, 2), (96, 1), (192, 2), (320, 1))
+
+    def __init__(self, architecture: Architecture, width_mult: float) -> None:
+        super().__init__()
+        channels, narrow = (scaled_channels(each, width_mult) for each in (32, 16))
+        self.stem = same_conv(3, channels, 3, stride=2)
+        blocks = [InvertedResidual(channels, narrow, 3, 1, 1, False, False)]
+        channels = narrow
+        for (base, first), unit in zip(self.STAGES, architecture.units, strict=True):
+            out = scaled_channels(base, width_mult)
+            for position, label in enumerate(unit):
+                times = int(expansion_of(label))
+                stride = 1 if position else first
+                kernel = kernel_of(label)
+                blocks.append(InvertedResidual(channels, out, kernel, times, stride, False, False))
+                channels = out
+        self.blocks = nn.Sequential(*blocks)
+        self.last = same_conv(channels, max(1280, scaled_channels(1280, width_mult)))
+        self.classifier = nn.Linear(self.last.out_channels, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.last(self.blocks(F.relu(self.stem(images)))))
+        return self.classifier(x.mean(dim=(2, 3)))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, width: int, heads: int, size: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * heads * size)
+        self.out = nn.Linear(heads * size, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        read = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+        x = x + self.out(read)
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class AutoFormer(nn.Module):
+    """AutoFormer-Tiny without relative positions."""
+
+    def __init__(self, architecture: Architecture, width_mult: float, tokens: int) -> None:
+        super().__init__()
+        width = scaled_channels(int(architecture.choice.removeprefix("d")), width_mult)
+        self.patches = nn.Conv2d(3, width, 16, stride=16)
+        self.token = nn.Parameter(torch.empty(1, 1, width))
+        self.positions = nn.Parameter(torch.empty(1, tokens + 1, width))
+        blocks = []
+        for label in architecture.units[0]:
+            heads, _, ratio = label.removeprefix("h").partition("r")
+            hidden = int(width * Fraction(ratio))
+            size = scaled_channels(64, width_mult)
+            blocks.append(TransformerBlock(width, int(heads), size, hidden))
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        return self.classifier(self.norm(self.blocks(x))[:, 1:].mean(dim=1))
+
+
+def published_network(
+    architecture: Architecture, resolution: int, width_mult: float, model: onnx.ModelProto
+) -> nn.Module:
+    """The torch network of an architecture in inference mode, with the weights of ``model``."""
+    network: nn.Module
+    if architecture.space == "ofa-resnet50":
+        network = OFAResNet50(architecture, width_mult)
+    elif architecture.space == "proxyless":
+        network = Proxyless(architecture, width_mult)
+    else:
+        network = AutoFormer(architecture, width_mult, (resolution // 16) ** 2)
+    load_in_order(network, model)
+    return network.eval()
+
+
+def load_in_order(network: nn.Module, model: onnx.ModelProto) -> None:
+    """Copy the initializers, which a graph makes in the order of its layers, into a module."""
+    arrays = [torch.from_numpy(numpy_helper.to_array(t).copy()) for t in model.graph.initializer]
+    targets = [*_parameters(network)]
+    assert len(arrays) == len(targets)
+    for array, (target, is_transposed) in zip(arrays, targets, strict=True):
+        values = array.T if is_transposed else array
+        assert values.shape == target.shape
+        with torch.no_grad():
+            target.copy_(values)
+
+
+def _parameters(network: nn.Module) -> Iterator[tuple[Tensor, bool]]:
+    """Yield the parameters in the order of the layers, and whether the graph has them transposed.
+
+    A graph has a linear layer on more than two dimensions as a matrix product.
+    """
+    if isinstance(network, AutoFormer):
+        yield from ((each, False) for each in network.patches.parameters())
+        yield from ((each, False) for each in (network.token, network.positions))
+        for module in [*network.blocks, network.norm]:
+            for layer in module.modules():
+                if isinstance(layer, nn.LayerNorm | nn.Linear):
+                    yield layer.weight, isinstance(layer, nn.Linear)
+                    yield layer.bias, False
+        yield from ((each, False) for each in network.classifier.parameters())
+    else:
+        yield from ((each, False) for each in network.parameters())
