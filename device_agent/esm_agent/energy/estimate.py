@@ -66,11 +66,13 @@ class EnergyEstimate:
         """Energy per inference without that of the idle device, joules."""
         return float((self.gross_j - self.idle_j).mean())
 
+    def half_j(self, confidence: float = 0.95) -> float:
+        """Return the half-width of the net energy's interval, joules."""
+        return t_quantile(len(self.gross_j) - 1, confidence) * self.error_j
+
     def share(self, confidence: float = 0.95) -> float:
         """Return the relative half-width of the interval; infinite without a net energy."""
-        if self.net_j <= 0:
-            return math.inf
-        return t_quantile(len(self.gross_j) - 1, confidence) * self.error_j / self.net_j
+        return self.half_j(confidence) / self.net_j if self.net_j > 0 else math.inf
 
     def problem(self, precision: float, resolution_j: float, energy_s: float) -> tuple[str, float]:
         """Return why the energy is unresolved, empty if it is stable, and the time it needs.

@@ -19,11 +19,9 @@ from esm_agent.energy.source import BATTERY, BOARD, GPU, PACKAGE, EnergySource, 
 from esm_protos.messages import NOT_FOUND, EnergySensor, Finding, Severity
 from esm_protos.plugins import Family, PluginError, described_in
 
-_LOOK_S = 0.5
-"""Time for which a counter is watched to measure its tick."""
+_LOOK_S, _LONGEST_LOOK_S = 0.5, 4.0
+"""Time for which a counter is watched to measure its tick; longest time if it changes rarely."""
 _FEWEST_CHANGES = 3
-_ASSUMED_TICK_S = 0.25
-"""Tick of a counter with fewer changes."""
 
 METERS = Family(
     what="energy meter",
@@ -138,15 +136,18 @@ def measure_tick(
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> float:
-    """Return the median time between two values of a counter, seconds."""
+    """Return the median time between two values of a counter, seconds.
+
+    A counter that changes rarely is watched for up to 4 s, which is then the result.
+    """
     began, last = clock(), joules()
-    changes = []
-    while clock() - began < _LOOK_S:
+    changes: list[float] = []
+    while (watched := clock() - began) < _LONGEST_LOOK_S:
+        if watched >= _LOOK_S and len(changes) >= _FEWEST_CHANGES:
+            return statistics.median(b - a for a, b in itertools.pairwise(changes))
         sleep(0.001)
         now = joules()
         if now != last:
             changes.append(clock())
             last = now
-    if len(changes) < _FEWEST_CHANGES:
-        return _ASSUMED_TICK_S
-    return statistics.median(b - a for a, b in itertools.pairwise(changes))
+    return _LONGEST_LOOK_S
