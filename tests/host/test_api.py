@@ -280,7 +280,6 @@ def test_waiting_may_be_refused(monkeypatch: pytest.MonkeyPatch, folder: Path) -
         ({"protocol": "both"}, "choose"),
         ({"profile_runs": 1001}, "outside 0 to 1000"),
         ({"energy_time_s": 0}, "^energy_time_s 0 is outside 1 to 86400"),
-        ({"energy": True, "energy_time_s": 80_000}, "^energy_time_s 80000: 1 model"),
         ({"runs": 5, "max_runs": 5}, "^runs takes .* leave max_runs out"),
         ({"tf32": True}, "^tf32 needs provider cuda"),
         ({"provider": "cuda"}, "^provider: unknown execution provider 'cuda' on the"),

@@ -16,7 +16,15 @@ from esm_host.cli.app import app
 from esm_host.transport import devices
 from esm_host.transport.base import OnProgress
 from esm_host.transport.fake import FakeProfiler
-from esm_protos.messages import Block, BlockResult, Energy, EnergySensor
+from esm_host.transport.limits import check_energy
+from esm_protos.messages import (
+    Block,
+    BlockResult,
+    Energy,
+    EnergySensor,
+    Limits,
+    MeasureSpec,
+)
 
 RAPL = EnergySensor("RAPL package-0", "package", 6e-5, 0.001)
 BROKEN = EnergySensor("RAPL", "package", problem="only root may read x", fix="sudo chmod a+r x")
@@ -126,6 +134,14 @@ def test_a_device_without_a_sensor_says_why_in_one_line(
     assert fake.blocks[-1].energy_s == 0
     assert f"warning: pi5: no energy: {said}" in done.stderr.splitlines()
     assert "2.0" in done.stdout, "the latency is kept"
+
+
+def test_energy_must_fit_into_a_block() -> None:
+    limits, spec = Limits(1, 2, max_block_s=120.0), MeasureSpec(max_block_s=20.0)
+    check_energy(limits, spec, 50.0, 2)
+    check_energy(limits, replace(spec, max_block_s=200.0), 0.0, 2)
+    with pytest.raises(esm_host.UsageError, match=r"energy_time_s 51: 2 models then take 122 s"):
+        check_energy(limits, spec, 51.0, 2)
 
 
 def test_only_the_first_block_measures_energy(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
