@@ -209,6 +209,14 @@ def serve(
             "or the name of an installed source. May be repeated.",
         ),
     ] = None,
+    energy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE:CLASS",
+            help="Energy meter of your own: a file and class, such as my_meter.py:Plug, or the "
+            "name of an installed meter. May be repeated.",
+        ),
+    ] = None,
     max_block_time: Annotated[
         float, typer.Option(help="Time limit of a block, in seconds.", min=1, max=86_400)
     ] = 3600.0,
@@ -284,6 +292,8 @@ def serve(
             providers=provider or (),
             ep_libraries=ep_library or (),
             metric_sources=[absolute(name) for name in metrics or ()],
+            meters=[absolute(name) for name in energy or ()],
+            calibration=_calibration(config),
         )
     except (MetricsError, PortTakenError, WorkerUnavailableError) as error:
         counters.stop()
@@ -327,6 +337,16 @@ def _own_history() -> Path | None:
     except OSError as error:
         logging.warning("no history: %s, or give --history", error.strerror)
         return None
+
+
+def _calibration(config: Path | None = None) -> Path | None:
+    """Return the user's file with the calibration of a PMIC; None if there is no home folder."""
+    from esm_agent.door.tokens import config_folder
+    from esm_agent.errors import AccessError
+
+    with contextlib.suppress(AccessError):
+        return config_folder(config) / "pmic.json"
+    return None
 
 
 def _own_lock() -> MachineLock | None:
@@ -484,7 +504,11 @@ def _examined(seconds: float, history: Path | None) -> Diagnosis:
     from esm_agent.providers import make_provider
     from esm_protos.messages import BlockResult
 
-    worker = Worker(make_provider, history=HistoryFile(history) if history else None)
+    worker = Worker(
+        make_provider,
+        history=HistoryFile(history) if history else None,
+        calibration=_calibration(),
+    )
 
     def measure(block: UploadedBlock) -> BlockResult:
         return worker.measure(block, lambda progress: None, lambda: False)

@@ -30,6 +30,7 @@ from esm_host.timing import (
 )
 from esm_host.timing.compare import Comparison, check_timing
 from esm_host.timing.compare import compare as compare_timings
+from esm_host.timing.energy import ENERGY_TIME_S
 from esm_host.timing.frames import TimingFile, TimingInterrupt, load_timing
 from esm_host.timing.given import FROM_MEMORY
 from esm_host.timing.model_file import ModelFile, read_model_file
@@ -40,7 +41,7 @@ from esm_host.transport import devices
 from esm_host.typed import typed
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
-from esm_protos.messages import Progress, RunOrder
+from esm_protos.messages import MOST_ENERGY_S, Progress, RunOrder
 from esm_protos.nearest import nearest, unknown
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ def time(
     load_timeout_s: float = 600.0,
     seed: int = 0,
     profile_runs: int = 0,
+    energy: bool = False,
+    energy_time_s: float = ENERGY_TIME_S,
     wait: bool = True,
     on_progress: OnProgress | None = None,
 ) -> TimingFile:
@@ -160,6 +163,8 @@ def time(
         load_timeout_s: Time limit for loading a model, s; some providers compile for minutes.
         seed: Random seed of the inputs and the visiting order.
         profile_runs: Number of profiled runs, separate from the timed ones; 0 for none.
+        energy: Whether to measure the energy of each model, where the device has a sensor.
+        energy_time_s: Time per model for its energy, s. The device is idle for half of it.
         wait: Whether to wait for a device that is in use; if False it raises BusyError.
         on_progress: Callback with the device and its progress, from the devices' threads.
 
@@ -183,6 +188,10 @@ def time(
     if not 0 <= profile_runs <= _MOST_PROFILE_RUNS:
         raise UsageError(
             f"{argument('profile_runs')} {profile_runs} is outside 0 to {_MOST_PROFILE_RUNS}"
+        )
+    if not 1 <= energy_time_s <= MOST_ENERGY_S:
+        raise UsageError(
+            f"{argument('energy_time_s')} {energy_time_s:g} is outside 1 to {MOST_ENERGY_S:g}"
         )
     names = [device] if isinstance(device, str) else list(device)
     counts = _several(threads)
@@ -237,7 +246,7 @@ def time(
             names,
             request,
             spec,
-            TimingSettings(profile_runs, wait, raw, spread_s),
+            TimingSettings(profile_runs, wait, raw, spread_s, energy_time_s if energy else 0.0),
             TimingWatcher() if on_progress is None else TimingWatcher(on_progress),
         )
     file = TimingFile.of(timing.to_json())

@@ -11,6 +11,7 @@ _FLAGS = {
     "budget_s": "--budget",
     "confidence_percent": "--confidence",
     "dims": "--dim",
+    "energy_time_s": "--energy-time",
     "ep_options": "--ep-option",
     "formats": "--format",
     "free_dims": "--free-dim",

@@ -29,6 +29,8 @@ from esm_protos.messages import (
     DeviceInfo,
     DeviceState,
     Diagnosis,
+    Energy,
+    EnergySensor,
     Failure,
     FailureKind,
     File,
@@ -164,7 +166,10 @@ def _session_from_pb(message: pb.SessionSettings) -> SessionSettings:
 
 
 _TABLES = ("provider_table", "unusable_providers")
-_INFO_OMITTED = ("limits", "state", "occupancy", "time_unix_s", "metrics", *_TABLES)
+_INFO_OMITTED = (
+    *("limits", "state", "occupancy", "time_unix_s", "metrics", "energy_sensors"),
+    *_TABLES,
+)
 
 
 def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
@@ -182,6 +187,10 @@ def device_info_to_pb(info: DeviceInfo) -> pb.DeviceInfo:
         ],
         provider_table=map(provider_to_pb, info.provider_table),
         unusable_providers=map(provider_to_pb, info.unusable_providers),
+        energy_sensors=[
+            pb.EnergySensor(**{name: _printable(value) for name, value in _sent(sensor).items()})
+            for sensor in info.energy_sensors
+        ],
         **_sent(info, *_INFO_OMITTED),
     )
 
@@ -201,6 +210,9 @@ def device_info_from_pb(message: pb.DeviceInfo) -> DeviceInfo:
         metrics=tuple(map(_metric_from_pb, message.metrics)),
         provider_table=table or older_peers.provider_table(message.providers, gpus),
         unusable_providers=tuple(map(provider_from_pb, message.unusable_providers)),
+        energy_sensors=tuple(
+            EnergySensor(**_received(each, EnergySensor)) for each in message.energy_sensors
+        ),
         **_received(message, DeviceInfo, *_INFO_OMITTED),
     )
 
@@ -362,6 +374,7 @@ def block_to_requests(block: Block, lease_id: str) -> Iterator[pb.MeasureBlockRe
         lease_id=lease_id,
         peak_memory=block.peak_memory,
         profile_runs=block.profile_runs,
+        energy_s=block.energy_s,
     )
     *first_parts, last_part = _header_parts(header, headers)
     for header_part in first_parts:
@@ -425,7 +438,7 @@ def progress_from_pb(message: pb.Progress) -> Progress:
     return Progress(state, message.fraction, standing)
 
 
-_RESULT_OMITTED = ("failure", "ran_on", "fallback", "inputs", "metrics", "profile")
+_RESULT_OMITTED = ("failure", "ran_on", "fallback", "inputs", "metrics", "profile", "energy")
 
 
 def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
@@ -443,6 +456,7 @@ def measurement_to_pb(measurement: Measurement, trim: float) -> pb.ModelResult:
             if key != PEAK_MEMORY.key
         ],
         profile=_profile_to_pb(measurement.profile),
+        energy=None if measurement.energy is None else _energy_to_pb(measurement.energy),
         **_sent(measurement, *_RESULT_OMITTED),
     )
     if measurement.failure is None:
@@ -482,6 +496,7 @@ def measurement_from_pb(message: pb.ModelResult) -> Measurement:
         inputs=tuple(Input(**_received(each, Input)) for each in message.inputs),
         metrics=_values_from_pb(message),
         profile=_profile_from_pb(message.profile) if message.HasField("profile") else None,
+        energy=_energy_from_pb(message.energy) if message.HasField("energy") else None,
         **samples,
         **_received(message, Measurement, *_RESULT_OMITTED, *_SAMPLES),
     )
@@ -494,6 +509,23 @@ def _values_from_pb(message: pb.ModelResult) -> dict[str, float]:
     for key in values:
         _metric_from_pb(pb.Metric(key=key))
     return values | peak
+
+
+def _energy_to_pb(energy: Energy) -> pb.Energy:
+    return pb.Energy(**{name: _printable(value) for name, value in _sent(energy).items()})
+
+
+def _printable(value: Any) -> Any:
+    """Return a text of a user's class so that it can be sent; other values as they are."""
+    return foreign(value) if isinstance(value, str) else value
+
+
+def _energy_from_pb(message: pb.Energy) -> Energy:
+    if len(message.gross_mj) != len(message.idle_mj):
+        raise NonsenseError(
+            f"{len(message.gross_mj)} windows of energy with {len(message.idle_mj)} of idle energy"
+        )
+    return Energy(**_received(message, Energy))
 
 
 def _profile_to_pb(profile: Profile | None) -> pb.Profile | None:

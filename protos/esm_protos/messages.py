@@ -370,6 +370,40 @@ class DeviceState:
 
 
 @dataclass(frozen=True)
+class EnergySensor:
+    """Sensor of energy that an agent looked for.
+
+    Attributes:
+        name: Name, such as ``"RAPL package-0"``.
+        covers: What it measures: ``"package"``, ``"board"``, ``"gpu"``, ``"battery"``, or the text
+            of a user's class.
+        resolution_j: Smallest step of its value, joules; 0: unknown.
+        tick_s: Time between two new values, seconds.
+        problem: Reason why it does not work; empty if it does.
+        fix: Remedy; empty if there is none.
+    """
+
+    name: str
+    covers: str
+    resolution_j: float = 0.0
+    tick_s: float = 0.0
+    problem: str = ""
+    fix: str = ""
+
+    @property
+    def line(self) -> str:
+        """Description on one line."""
+        if self.problem:
+            return f"{self.name}: {self.problem}" + (f": {self.fix}" if self.fix else "")
+        step = f"steps of {self.resolution_j:.3g} J, " if self.resolution_j else ""
+        return f"{self.name}: covers the {self.covers}, {step}a value every {self.tick_s:.3g} s"
+
+
+NOT_FOUND = "not found"
+"""Problem of a sensor that a device does not have."""
+
+
+@dataclass(frozen=True)
 class DeviceInfo:
     """Description of a device by its agent.
 
@@ -386,6 +420,8 @@ class DeviceInfo:
         provider_table: Descriptions of the providers, in the same order.
         unusable_providers: Providers that were found and do not work, with the problem.
         session_settings: Whether the agent knows ``MeasureSpec.session``; older ones ignore it.
+        energy_sensors: All sensors of energy that the agent looked for; empty: it cannot measure
+            energy.
     """
 
     protocol_version: int
@@ -410,6 +446,7 @@ class DeviceInfo:
     provider_table: tuple[ProviderInfo, ...] = ()
     unusable_providers: tuple[ProviderInfo, ...] = ()
     session_settings: bool = False
+    energy_sensors: tuple[EnergySensor, ...] = ()
 
     @property
     def processors(self) -> float:
@@ -513,6 +550,8 @@ class Block:
         models: Models of the block.
         peak_memory: Whether to measure the memory of every model; they are then loaded one by one.
         profile_runs: Number of profiled runs per model, after all timing; 0 for none.
+        energy_s: Time for measuring the energy of each model, after all timing, seconds; 0 for
+            none.
     """
 
     block_id: str
@@ -520,6 +559,7 @@ class Block:
     models: tuple[Model, ...]
     peak_memory: bool = False
     profile_runs: int = 0
+    energy_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -599,6 +639,35 @@ class Profile:
     nodes: tuple[NodeTime, ...]
 
 
+@dataclass(frozen=True)
+class Energy:
+    """Source and windows of a model's energy; its figures are in ``Measurement.metrics``.
+
+    Attributes:
+        source: Name of the sensor; empty if none works.
+        covers: What the sensor measures.
+        gross_mj: Energy per inference of each window of back-to-back inferences, millijoules.
+        idle_mj: Energy of the idle device in the time of such an inference, millijoules.
+        problem: Reason why the energy is unresolved or unknown; empty if it is stable.
+        needs_s: ``Block.energy_s`` that would resolve it; 0: unknown.
+    """
+
+    source: str
+    covers: str
+    gross_mj: tuple[float, ...] = ()
+    idle_mj: tuple[float, ...] = ()
+    problem: str = ""
+    needs_s: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """``"stable"`` or ``"unresolved"``."""
+        return "unresolved" if self.problem else "stable"
+
+
+MOST_ENERGY_S = 86_400.0
+"""Largest valid ``Block.energy_s``."""
+
 Nanoseconds = NDArray[np.int64]
 
 
@@ -635,6 +704,7 @@ class Measurement:
             spinning threads included; 0 if unknown.
         compiled: ``"cached"`` if ``load_ns`` is that of a model from the agent's cache of compiled
             models, ``"fresh"`` if it includes compiling for the cache; empty otherwise.
+        energy: Source and windows of the energy; None if not requested.
     """
 
     model_id: str
@@ -657,6 +727,7 @@ class Measurement:
     warm_ns: Nanoseconds = field(default_factory=_none)
     threads_used: float = 0.0
     compiled: str = ""
+    energy: Energy | None = None
 
     @classmethod
     def failed(cls, model_id: str, kind: FailureKind, message: str) -> Measurement:

@@ -115,8 +115,7 @@ class Metric:
 
     def __post_init__(self) -> None:
         self._check_names()
-        choices: dict[str, type[enum.StrEnum]] = {**_CHOICES, "shown": Shown}
-        for name, kind in choices.items():
+        for name, kind in _CHOICES.items():
             object.__setattr__(self, name, self._choice(name, kind))
         if not isinstance(self.default, int | float | None):
             raise self._error("default", "a number or None")
@@ -237,6 +236,7 @@ _CHOICES: dict[str, type[enum.StrEnum]] = {
     "aggregate": Aggregate,
     "format": Format,
     "better": Better,
+    "shown": Shown,
 }
 
 
@@ -354,6 +354,47 @@ STATISTICS = (
     ),
 )
 """Metrics derived from a model's runs."""
+
+ENERGY = (
+    Metric(
+        "energy_mj",
+        "mJ",
+        "energy of an inference, without that of the idle device",
+        better=Better.LOWER,
+    ),
+    Metric(
+        "energy_gross_mj",
+        "mJ",
+        "energy of an inference, with that of the idle device",
+        better=Better.LOWER,
+        shown=Shown.WIDE,
+    ),
+    Metric(
+        "energy_ci95_percent",
+        "%",
+        "half-width of the 95 % interval of energy_mj, percent",
+        format=Format.PERCENT,
+        shown=Shown.FILES,
+    ),
+    Metric(
+        "inferences_per_j",
+        "1/J",
+        "inferences per joule, without the energy of the idle device",
+        format=Format.RATE,
+        better=Better.HIGHER,
+        heading="per_j",
+        title="inferences per joule",
+    ),
+    Metric(
+        "power_w",
+        "W",
+        "mean power while inferences run back to back, with that of the idle device",
+        format=Format.RATE,
+        heading="watts",
+        title="power",
+    ),
+)
+"""Metrics of energy, which agents with a sensor report."""
 
 NUMBERS = (LATENCY, *STATISTICS, *_SESSION, THREADS_USED, PEAK_MEMORY, _WEIGHTS)
 """All metrics of this version, in the order of the outputs."""

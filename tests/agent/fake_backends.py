@@ -118,6 +118,9 @@ class ThrottlingTelemetry:
         self.asked += 1
         return DeviceState(at_ns, clock_mhz=(1500.0 if self.asked <= 2 else 940.0,))
 
+    def gpu_energy(self) -> None:
+        """No GPU."""
+
 
 class InstantBackend(Backend):
     """Models that take no time."""

@@ -150,6 +150,9 @@ class SteadyGpu:
     def state(self, at_ns: int, quick: bool = False) -> DeviceState:
         return DeviceState(at_ns, gpus=(GpuState("a GPU", clock_mhz=1980.0),))
 
+    def gpu_energy(self) -> None:
+        """No energy counter."""
+
 
 def proved(gpu: int, runtime: FakeRuntime) -> CudaProvider:
     """As the measuring process makes it."""

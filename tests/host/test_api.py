@@ -279,6 +279,7 @@ def test_waiting_may_be_refused(monkeypatch: pytest.MonkeyPatch, folder: Path) -
         ({"batch": 0}, "^batch 0 is outside"),
         ({"protocol": "both"}, "choose"),
         ({"profile_runs": 1001}, "outside 0 to 1000"),
+        ({"energy_time_s": 0}, "^energy_time_s 0 is outside 1 to 86400"),
         ({"runs": 5, "max_runs": 5}, "^runs takes .* leave max_runs out"),
         ({"tf32": True}, "^tf32 needs provider cuda"),
         ({"provider": "cuda"}, "^provider: unknown execution provider 'cuda' on the"),

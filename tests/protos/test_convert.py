@@ -20,6 +20,8 @@ from esm_protos.messages import (
     DeviceInfo,
     DeviceState,
     Diagnosis,
+    Energy,
+    EnergySensor,
     Failure,
     FailureKind,
     Finding,
@@ -185,6 +187,18 @@ devices = st.builds(
     isolation=st.lists(texts).map(tuple),
     time_unix_s=st.none() | st.floats(1e-3, 1e11),
     cpu_quota=amounts,
+    energy_sensors=st.lists(
+        st.builds(EnergySensor, texts, texts, st.floats(0, 1e6), st.floats(0, 1e6), texts, texts)
+    ).map(tuple),
+)
+energies = st.builds(
+    lambda names, windows, problem, needs_s: Energy(
+        *names, *(tuple(zip(*windows, strict=True)) or ((), ())), problem, needs_s
+    ),
+    st.tuples(texts, texts),
+    st.lists(st.tuples(st.floats(0, 1e9), st.floats(0, 1e9))),
+    texts,
+    st.floats(0, 1e6),
 )
 
 
@@ -226,6 +240,36 @@ def test_device_info_round_trip(info: DeviceInfo) -> None:
     assert [ProviderInfo.from_json(asdict(each)) for each in info.provider_table] == [
         *info.provider_table
     ]
+
+
+@given(st.none() | energies)
+def test_energy_round_trip(energy: Energy | None) -> None:
+    ones = np.array([1], dtype=np.int64)
+    sent = convert.measurement_to_pb(Measurement("m", ones, ones, energy=energy), 0.2)
+    wire = sent.SerializeToString()
+    assert convert.measurement_from_pb(received(pb.ModelResult, wire)).energy == energy
+
+
+def test_texts_of_a_meter_can_be_sent() -> None:
+    ones = np.array([1], dtype=np.int64)
+    energy = Energy("my\ud800plug", "plug\n", problem="a\x1bb")
+    sent = convert.measurement_to_pb(Measurement("m", ones, ones, energy=energy), 0.2)
+    assert sent.energy.SerializeToString()
+    assert "\n" not in sent.energy.covers
+
+
+def test_windows_of_energy_have_their_idle_energy() -> None:
+    energy = pb.Energy(gross_mj=[1.0, 2.0], idle_mj=[1.0])
+    message = pb.ModelResult(model_id="m", latency_ns=[1], start_ns=[0], energy=energy)
+    with pytest.raises(NonsenseError, match="2 windows of energy with 1 of idle energy"):
+        convert.measurement_from_pb(message)
+
+
+def test_a_block_asks_for_energy() -> None:
+    block = Block("b", MeasureSpec(), (Model("m", b"x"),), energy_s=30.0)
+    header = next(iter(convert.block_to_requests(block, "lease"))).header
+    assert header.energy_s == 30.0
+    assert pb.BlockHeader().energy_s == 0, "older hosts do not ask"
 
 
 def test_an_agent_without_a_table_is_known_by_its_names_and_gpus() -> None:

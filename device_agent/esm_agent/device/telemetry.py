@@ -114,6 +114,13 @@ class Telemetry:
             gpus=self._gpus.states(),
         )
 
+    def gpu_energy(self) -> tuple[str, Callable[[], float | None]] | None:
+        """Return the name of the first GPU and the function that reads its energy counter, mJ.
+
+        None without a GPU; the function returns None where the GPU has no counter.
+        """
+        return self._gpus.energy()
+
     def _temperature(self) -> float | None:
         celsius = [value / 1000 for value in _numbers(self._temperatures)]
         # A sensor that is switched off reports 0 K or an impossible value.
@@ -170,6 +177,12 @@ class _Gpus:
                 uuid = nvml.nvmlDeviceGetUUID(handle)
                 if (uuid if isinstance(uuid, str) else uuid.decode()).startswith(entry):
                     yield handle
+
+    def energy(self) -> tuple[str, Callable[[], float | None]] | None:
+        if not self._handles:
+            return None
+        name, handle = self._handles[0]
+        return name, lambda: self._ask("nvmlDeviceGetTotalEnergyConsumption", handle)
 
     def states(self) -> tuple[GpuState, ...]:
         return tuple(self._state(name, handle) for name, handle in self._handles)

@@ -39,6 +39,7 @@ class UploadedBlock:
         peak_memory: Whether to measure the peak memory of every model, which loads them one by
             one.
         profile_runs: Number of profiled runs of every model, after all models are timed.
+        energy_s: Time for measuring the energy of each model, after that, seconds; 0 for none.
     """
 
     block_id: str
@@ -47,3 +48,4 @@ class UploadedBlock:
     lease_id: str = ""
     peak_memory: bool = False
     profile_runs: int = 0
+    energy_s: float = 0.0

@@ -17,10 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esm_agent.device.telemetry import Telemetry
+from esm_agent.energy.find import Sources, find_sources, load_meters
 from esm_agent.measure import timing
+from esm_agent.measure.energy import ModelEnergy, measure_energy
 from esm_agent.measure.memory import PeakMemory
 from esm_agent.measure.references import ReferenceVisits
 from esm_agent.measure.sandbox import Confinement, confine
@@ -29,6 +32,7 @@ from esm_agent.measure.sources import MetricSource, VisitMetrics, load_sources
 from esm_protos.estimates import Estimate, estimate_block
 from esm_protos.messages import (
     DeviceState,
+    EnergySensor,
     Failure,
     Finding,
     Measurement,
@@ -36,7 +40,7 @@ from esm_protos.messages import (
     RunOrder,
     State,
 )
-from esm_protos.metrics import PEAK_MEMORY, Metric
+from esm_protos.metrics import ENERGY, PEAK_MEMORY, Metric
 from esm_protos.plugins import PluginError
 from esm_protos.providers import ProviderInfo
 
@@ -90,9 +94,10 @@ class Hello(NamedTuple):
         isolation: Names of the mechanisms that confine the process.
         missing: Reason for each missing provider, by the index of its factory in ``make_others``.
         unusable: Execution providers that were found and do not work.
-        findings: Findings of the doctor about the providers.
+        findings: Findings of the doctor about the providers and the energy sensors.
         gpu: Whether a provider runs on a GPU.
         metrics: Metrics of the sources.
+        energy_sensors: Sensors of energy that were looked for.
     """
 
     runtime: str
@@ -103,6 +108,7 @@ class Hello(NamedTuple):
     findings: tuple[Finding, ...] = ()
     gpu: bool = False
     metrics: tuple[Metric, ...] = ()
+    energy_sensors: tuple[EnergySensor, ...] = ()
 
 
 class Refusal(NamedTuple):
@@ -112,7 +118,10 @@ class Refusal(NamedTuple):
 
 
 class JobResult(NamedTuple):
-    """Result of a job. With ``profile_runs``, a :class:`Profiled` follows for every timed model."""
+    """Result of a job. With ``profile_runs``, a :class:`Profiled` follows for every timed model.
+
+    With ``energy_s``, :class:`Energies` follow at the end.
+    """
 
     measurements: dict[int, Measurement]
     running_ns: int
@@ -129,6 +138,12 @@ class Profiled(NamedTuple):
     profile: Profile | None
 
 
+class Energies(NamedTuple):
+    """Energy of each timed model, by index."""
+
+    models: dict[int, ModelEnergy]
+
+
 class Board:
     """Shared page of progress.
 
@@ -140,6 +155,7 @@ class Board:
         self.cells = cells
         self._timing = 1.0
         self._lock = threading.Lock()  # models load in several threads
+        self._energy = 0.0
 
     def try_provider(self, place: int) -> None:
         """Show the provider that is tried, by its index, or :data:`NOTHING`."""
@@ -147,8 +163,11 @@ class Board:
         self.tick()
 
     def expect(self, job: Job) -> None:
-        """Start a job: set the share of timing in its measuring."""
-        self._timing = job.spec.runs / (job.spec.runs + job.profile_runs)
+        """Start a job: set the shares of timing and of energy in its measuring."""
+        energy_s = job.energy_s * len(job.models)
+        self._energy = energy_s and energy_s / (energy_s + (job.spec.max_block_s or energy_s))
+        before = 1 - self._energy
+        self._timing = before * job.spec.runs / (job.spec.runs + job.profile_runs)
 
     def write(self, state: State, model: int, fraction: float) -> None:
         """Write the progress of loading or timing."""
@@ -156,7 +175,12 @@ class Board:
 
     def write_profiling(self, model: int, fraction: float) -> None:
         """Write the progress of profiling."""
-        self._write(State.MEASURING, model, self._timing + fraction * (1 - self._timing))
+        share = 1 - self._energy - self._timing
+        self._write(State.MEASURING, model, self._timing + fraction * share)
+
+    def write_energy(self, model: int, fraction: float) -> None:
+        """Write the progress of measuring energy."""
+        self._write(State.MEASURING, model, 1 - self._energy * (1 - fraction))
 
     @contextmanager
     def references(self) -> Iterator[None]:
@@ -246,6 +270,8 @@ def main(
     metrics: Sequence[str] = (),
     find: Finder | None = None,
     skipped: Mapping[int, str] | None = None,
+    meters: Sequence[str] = (),
+    calibration: Path | None = None,
 ) -> None:
     """Process jobs until the agent closes the connection.
 
@@ -260,6 +286,8 @@ def main(
         find: Finder of more optional backends.
         skipped: Reason not to try a provider, by its index: those of ``make_others``, then those
             that ``find`` finds.
+        meters: Names of the user's energy meters.
+        calibration: File with the calibration of a Raspberry Pi's PMIC.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent to handle
     with suppress(OSError):
@@ -268,7 +296,7 @@ def main(
         # A hung native call must not outlive a killed agent.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        sources = load_sources(metrics)
+        sources, own_meters = load_sources(metrics), load_meters(meters)
     except PluginError as error:
         connection.send(Refusal(str(error)))
         return
@@ -283,6 +311,7 @@ def main(
         make_backend, make_others, find, skipped or {}, board
     )
     telemetry = make_telemetry()
+    energy = find_sources(telemetry, own_meters, calibration=calibration)
     sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick, board.loading)
     runtime = f"onnxruntime {onnxruntime.__version__}"
     gpu = any(backend.gpu for backend in backends.values())
@@ -303,10 +332,22 @@ def main(
             unusable.append(replace(found[name], problem=problem))
         else:
             infos.append(info)
-    told = tuple(metric for source in sources for metric in source.metrics)
+    findings.append(energy.finding)
+    told = [metric for source in sources for metric in source.metrics]
+    if energy.working:
+        taken = {metric.key for metric in told}
+        told += [metric for metric in ENERGY if metric.key not in taken]
     connection.send(
         Hello(
-            runtime, tuple(infos), isolation, missing, tuple(unusable), tuple(findings), gpu, told
+            runtime,
+            tuple(infos),
+            isolation,
+            missing,
+            tuple(unusable),
+            tuple(findings),
+            gpu,
+            tuple(told),
+            energy.sensors,
         )
     )
     while True:
@@ -314,12 +355,17 @@ def main(
             job: Job = connection.recv()
         except EOFError:
             return
+        ends = time.monotonic() + job.limit_s
         board.expect(job)
         result = _measure(sessions, telemetry, job, board, sources)
         connection.send(result)
         if job.profile_runs:
             for profiled in _profiles(sessions, job, result, board):
                 connection.send(profiled)
+        if job.energy_s:
+            on_gpu = backends[job.spec.provider].gpu if job.spec.provider in backends else False
+            left_s = ends - time.monotonic()
+            connection.send(_energies(sessions, job, result, board, energy, on_gpu, left_s))
 
 
 def _backends(
@@ -412,6 +458,32 @@ def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> 
         yield Profiled(
             index, None if board.finish_requested() else sessions.profile(job, index, between)
         )
+
+
+def _energies(
+    sessions: Sessions,
+    job: Job,
+    result: JobResult,
+    board: Board,
+    sources: Sources,
+    on_gpu: bool,
+    limit_s: float,
+) -> Energies:
+    """Return the energy of every timed model."""
+    timed = [i for i in job.models if result.measurements[i].failure is None]
+    return Energies(
+        measure_energy(
+            sessions,
+            job,
+            timed,
+            sources,
+            on_gpu,
+            board.write_energy,
+            board.tick,
+            board.finish_requested,
+            limit_s,
+        )
+    )
 
 
 def _interleaved(

@@ -41,6 +41,7 @@ class Job(NamedTuple):
         limit_s: Time after which the agent stops the block, seconds.
         references: Reference models of the agent to time with the block.
         usual: Usual latencies of the reference models; None without history.
+        energy_s: Time for measuring the energy of each model, seconds; 0 for none.
     """
 
     spec: MeasureSpec
@@ -52,6 +53,7 @@ class Job(NamedTuple):
     limit_s: float = math.inf
     references: tuple[UploadedModel, ...] = ()
     usual: UsualLatencies | None = None
+    energy_s: float = 0.0
 
 
 class Loaded(NamedTuple):

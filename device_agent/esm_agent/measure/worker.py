@@ -13,9 +13,10 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from esm_agent.device.cgroups import oom_kills, read_groups
@@ -24,6 +25,7 @@ from esm_agent.device.telemetry import Telemetry
 from esm_agent.measure import process as measuring
 from esm_agent.measure.block import UploadedBlock
 from esm_agent.measure.cells import Cells
+from esm_agent.measure.energy import ModelEnergy
 from esm_agent.measure.history import HistoryFile, conditions
 from esm_agent.measure.process import (
     CELLS,
@@ -35,6 +37,7 @@ from esm_agent.measure.process import (
     STATES,
     TICKS,
     BackendFactory,
+    Energies,
     Finder,
     Hello,
     JobResult,
@@ -48,6 +51,7 @@ from esm_agent.measure.sessions import Job
 from esm_protos.estimates import estimate_references
 from esm_protos.messages import (
     BlockResult,
+    Energy,
     Failure,
     FailureKind,
     Limits,
@@ -128,6 +132,8 @@ class Worker:
         metrics: Names of metric sources (:mod:`esm_agent.measure.sources`).
         find: Finder of more optional backends.
         try_timeout_s: Longest try of one optional backend, seconds.
+        meters: Names of the user's energy meters (:mod:`esm_agent.energy`).
+        calibration: File with the calibration of a Raspberry Pi's PMIC; None for none.
 
     Attributes:
         restarts: Number of starts after the process died or was killed with its block.
@@ -144,7 +150,10 @@ class Worker:
         metrics: Sequence[str] = (),
         find: Finder | None = None,
         try_timeout_s: float = _START_TIMEOUT_S,
+        meters: Sequence[str] = (),
+        calibration: Path | None = None,
     ) -> None:
+        self._energy = (tuple(meters), calibration)
         self._find = find
         self._try_timeout_s = try_timeout_s
         self._skipped: dict[int, str] = {}
@@ -173,7 +182,7 @@ class Worker:
 
         Raises:
             WorkerUnavailableError: the process does not start.
-            UnusableOptionError: a metric source does not load.
+            UnusableOptionError: a metric source or an energy meter does not load.
         """
         attempt = 1
         while True:
@@ -242,6 +251,7 @@ class Worker:
                 self._metrics,
                 self._find,
                 self._skipped,
+                *self._energy,
             ),
             daemon=True,
             name="esm-worker",
@@ -273,7 +283,7 @@ class Worker:
         A model that exceeds ``load_timeout_s``, or ``model_timeout_s`` for one inference, is left
         out at once with TIMEOUT. If the block exceeds its limit, all models fail with TIMEOUT. If a
         reference model fails in any of these ways, all reference models are left out. After timing,
-        failures cost only profiles.
+        failures cost only profiles and energy.
 
         Args:
             block: Block to measure.
@@ -306,6 +316,7 @@ class Worker:
                 block.profile_runs,
                 references=references,
                 usual=usual,
+                energy_s=block.energy_s,
             )
             attempt = self._attempt(job, ends, on_progress, cancelled, finish_requested)
             if isinstance(attempt, JobResult):
@@ -315,6 +326,12 @@ class Worker:
                 )
                 for index, profile in profiles:
                     results[index] = replace(results[index], profile=profile)
+                for index, each in self._energies(
+                    job, attempt, ends, on_progress, cancelled, finish_requested
+                ).items():
+                    known = results[index]
+                    metrics = {**each.values, **known.metrics}
+                    results[index] = replace(known, energy=each.energy, metrics=metrics)
                 if cancelled():  # uploaded files are gone: failures of this attempt mean nothing
                     raise CancelledError
                 ordered = tuple(results[i] for i in range(len(models)))
@@ -407,7 +424,7 @@ class Worker:
         except (ConnectionResetError, BrokenPipeError):
             return self._death(current)
         answer = self._answer(job, ends, on_progress, cancelled, finish_requested)
-        assert not isinstance(answer, Profiled), "profiles follow the result"
+        assert not isinstance(answer, Profiled | Energies), "these follow the result"
         return answer
 
     def _profiles(
@@ -427,6 +444,28 @@ class Worker:
                 return
             yield answer
 
+    def _energies(
+        self,
+        job: Job,
+        result: JobResult,
+        ends: float,
+        on_progress: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+        finish_requested: Callable[[], bool],
+    ) -> Mapping[int, ModelEnergy]:
+        """Return the energy of each timed model; with the reason if the process ended."""
+        timed = [i for i in job.models if result.measurements[i].failure is None]
+        if not job.energy_s or not timed:
+            return {}
+        why = "the measuring process ended while it profiled"
+        if self._current is not None:
+            answer = self._answer(job, ends, on_progress, cancelled, finish_requested)
+            if isinstance(answer, Energies):
+                return answer.models
+            assert not isinstance(answer, JobResult | Profiled), "the energy is last"
+            why = answer[2].message
+        return dict.fromkeys(timed, ModelEnergy(Energy("", "", problem=why)))
+
     def _answer(
         self,
         job: Job,
@@ -434,7 +473,7 @@ class Worker:
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
         finish_requested: Callable[[], bool],
-    ) -> JobResult | Profiled | tuple[int, State, Failure]:
+    ) -> JobResult | Profiled | Energies | tuple[int, State, Failure]:
         """Return the next message of the process; or a failure, as :meth:`_attempt`."""
         current = self._current
         assert current is not None
@@ -461,7 +500,7 @@ class Worker:
                     self.stop()
                     text = f"{doing} took longer than {limit_s:g} s: give a longer {name}"
                     return model, STATES[state], Failure(FailureKind.TIMEOUT, text)
-            answer: JobResult | Profiled = current.connection.recv()
+            answer: JobResult | Profiled | Energies = current.connection.recv()
             return answer
         except (EOFError, ConnectionResetError, BrokenPipeError):
             return self._death(current)

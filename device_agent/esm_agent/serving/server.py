@@ -78,13 +78,15 @@ class AgentServer:
         metric_sources: Names of sources of metrics (:mod:`esm_agent.measure.sources`).
         providers: Execution providers of the user, ``path/to/file.py:Class``, which must work.
         ep_libraries: Libraries with execution providers of ONNX Runtime, ``NAME=PATH``.
+        meters: Names of the user's energy meters (:mod:`esm_agent.energy`), which must work.
+        calibration: File with the calibration of a Raspberry Pi's PMIC; None for none.
         machine: Lock to hold while a block is measured; None if other agents may measure too.
 
     Raises:
         PortTakenError: the address cannot be bound.
         WorkerUnavailableError: the measuring process does not start.
-        UnusableOptionError: ``gpu``, or one of ``providers``, ``ep_libraries`` or
-            ``metric_sources``, does not work.
+        UnusableOptionError: ``gpu``, or one of ``providers``, ``ep_libraries``,
+            ``metric_sources`` or ``meters``, does not work.
     """
 
     def __init__(
@@ -106,6 +108,8 @@ class AgentServer:
         metric_sources: Sequence[str] = (),
         providers: Sequence[str] = (),
         ep_libraries: Sequence[str] = (),
+        meters: Sequence[str] = (),
+        calibration: Path | None = None,
     ) -> None:
         try:
             libraries = read_libraries(ep_libraries)
@@ -133,6 +137,8 @@ class AgentServer:
             history_file,
             metric_sources,
             partial(find_providers, libraries, gpu or 0),
+            meters=meters,
+            calibration=calibration,
         )
         self._slot = Slot(
             worker, lease_expiry_s, metrics, has_access=door.has_access, machine=machine
@@ -148,7 +154,12 @@ class AgentServer:
         info = device_info(
             hello.runtime, hello.providers, limits, confinement.cpus, hello.isolation
         )
-        info = replace(info, metrics=hello.metrics, unusable_providers=hello.unusable)
+        info = replace(
+            info,
+            metrics=hello.metrics,
+            unusable_providers=hello.unusable,
+            energy_sensors=hello.energy_sensors,
+        )
         self._calls = Calls(door.caller_of, metrics)
         self._server = grpc.server(
             self._calls.short,

@@ -12,7 +12,7 @@ from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.serving.cache import LinkFolder
 from esm_protos import convert
 from esm_protos.graphs import is_memory_address
-from esm_protos.messages import PROTOCOL_VERSION, File, Limits
+from esm_protos.messages import MOST_ENERGY_S, PROTOCOL_VERSION, File, Limits
 from esm_protos.text import counted
 from esm_protos.v1 import profiler_pb2 as pb
 
@@ -94,6 +94,7 @@ def receive(
         header.lease_id,
         header.peak_memory,
         header.profile_runs,
+        header.energy_s,
     )
 
 
@@ -138,6 +139,8 @@ def _check_header(header: pb.BlockHeader, limits: Limits) -> None:
         )
     if header.profile_runs > _MOST_PROFILE_RUNS:
         raise UploadError(f"{header.profile_runs} runs to profile: {_MOST_PROFILE_RUNS} at most")
+    if header.energy_s > MOST_ENERGY_S:
+        raise UploadError(f"{header.energy_s:g} s of energy: {MOST_ENERGY_S:g} at most")
     for model in header.models:
         if model.size_bytes > limits.max_model_bytes:
             raise TooLargeError(

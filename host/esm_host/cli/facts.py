@@ -6,7 +6,15 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from esm_protos.messages import PI_THROTTLED_BITS, DeviceInfo, DeviceState, GpuState, Limits
+from esm_protos.messages import (
+    NOT_FOUND,
+    PI_THROTTLED_BITS,
+    DeviceInfo,
+    DeviceState,
+    EnergySensor,
+    GpuState,
+    Limits,
+)
 from esm_protos.providers import ProviderInfo, ProviderOption
 from esm_protos.text import counted
 
@@ -49,11 +57,21 @@ def lines(name: str, before: DeviceInfo, now: DeviceInfo, between_s: float) -> I
     for provider in (*now.provider_table, *now.unusable_providers):
         if provider.version or provider.problem:  # older agents do not tell
             yield f"{'provider':{_WIDTH}} {provider.line}"
+    for text in _energy(now.energy_sensors):
+        yield f"{'energy':{_WIDTH}} {text}"
     for provider in now.provider_table:
         if provider.open_options:
             yield f"{'option':{_WIDTH}} --ep {provider.name} --ep-option NAME=VALUE ({_OPEN})"
         for option in provider.options:
             yield f"{'option':{_WIDTH}} {_option(provider, option)}"
+
+
+def _energy(sensors: Sequence[EnergySensor]) -> list[str]:
+    """Return the sensors of a device that exist, or the names of those that it looked for."""
+    if existing := [sensor.line for sensor in sensors if sensor.problem != NOT_FOUND]:
+        return existing
+    looked_for = ", ".join(sensor.name for sensor in sensors)
+    return [f"no sensor found (looked for {looked_for})"] if sensors else []
 
 
 def _option(provider: ProviderInfo, option: ProviderOption) -> str:

@@ -177,6 +177,21 @@ class OutputOptions:
             help="Number of profiled runs, in addition to the timed ones.", min=1, max=1000
         ),
     ] = 20
+    energy: Annotated[
+        bool,
+        typer.Option(
+            "--energy",
+            help="Also measure energy per inference, where the device has a sensor.",
+        ),
+    ] = False
+    energy_time: Annotated[
+        float,
+        typer.Option(
+            help="Time per model for --energy, in seconds. The device is idle for half of it.",
+            min=1,
+            max=86_400,
+        ),
+    ] = 40.0
     wide: Annotated[
         bool,
         typer.Option(
@@ -252,7 +267,7 @@ def time(
     --precision); throttled (the device reduced its clock).
 
     Exit codes: 0 success; 1 a model or a device failed; 2 wrong usage; 3 a model missed the
-    precision or the device throttled; 130 interrupted.
+    precision, the device throttled, or the energy is missing or unresolved; 130 interrupted.
 
     Example: esm-host time a.onnx b.onnx --device pi4 --batch 1,8
     """
@@ -336,6 +351,7 @@ def time(
                 wait=not measuring.no_wait,
                 raw=measuring.raw,
                 spread_s=spread_s,
+                energy_s=shown.energy_time if shown.energy else 0.0,
             ),
             TimingWatcher(on_progress, on_progress.wait, _say_interrupted),
         )
@@ -385,12 +401,16 @@ def _exit_code(timing: Timing) -> int:
         if device.error is not None:
             failed = True
             typer.echo(f"warning: {device.name}: {device.error.for_command()}", err=True)
+        if device.energy_problem:
+            unsure = True
+            typer.echo(f"warning: {device.name}: {device.energy_problem}", err=True)
     for result in timing.results:
         name = f"{result.device}: {result.name}" if several else result.name
         if result.failure is not None:
             failed = True
             kind, message = result.failure.kind.value, result.failure.message
             typer.echo(f"warning: {name}: {kind}: {message}", err=True)
+        unsure |= bool(result.measurement.energy and result.measurement.energy.problem)
         for text in result.assumptions:
             assumed[result.entry.path, on_command_line(text)] = None
         if result.judgement is None or not result.warnings:

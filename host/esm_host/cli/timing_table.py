@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any
 
+from esm_host.arguments import on_command_line
 from esm_host.cli.table import Verdict, print_table
 from esm_host.evaluation.difference import Ratio
 from esm_host.timing import Result, Timing
@@ -199,7 +200,8 @@ def _print_table(device: DeviceTiming, notes: Sequence[str], wide: bool) -> None
 
 def _under(result: Result) -> tuple[str, ...]:
     """Return the lines under a result."""
-    return tuple(filter(None, (result.conditions, result.unusual)))
+    energy = result.energy and printable(on_command_line(result.energy))
+    return tuple(filter(None, (result.conditions, result.unusual, energy)))
 
 
 def _names(results: Sequence[Result], width: int | None) -> list[str]:

@@ -16,6 +16,7 @@ from esm_host.errors import EsmError
 from esm_host.evaluation.difference import Ratio, around, paired_ratio, unpaired_ratio
 from esm_host.evaluation.verdict import Judgement, describe_shift
 from esm_host.timing.amounts import drawn_amounts
+from esm_host.timing.energy import energy_text
 from esm_host.timing.fed import fed_text
 from esm_host.timing.inputs import assumption
 from esm_host.timing.request import Entry
@@ -25,6 +26,7 @@ from esm_protos.messages import (
     BlockResult,
     DeviceInfo,
     DeviceState,
+    Energy,
     Failure,
     Measurement,
     MeasureSpec,
@@ -156,6 +158,12 @@ class Result:
         return describe_shift(self.estimate.shift)
 
     @property
+    def energy(self) -> str | None:
+        """Source and verdict of the energy, with marked names of arguments; None if not asked."""
+        energy = self.measurement.energy
+        return None if energy is None else energy_text(energy)
+
+    @property
     def assumptions(self) -> list[str]:
         """Warnings about sizes and amounts that were not given, with marked names of arguments."""
         assumed, amounts = self.entry.assumed, self.entry.amounts
@@ -244,6 +252,7 @@ class Result:
             "verdict": self.judgement and self.judgement.verdict.value,
             "warnings": [*map(words, (*self.warnings, *self.assumptions))],
             "profile": measured.profile and _profile(measured.profile),
+            "energy": measured.energy and _energy(measured.energy),
         }
 
 
@@ -260,6 +269,8 @@ class DeviceTiming:
         error: Error that prevented the timing or its further blocks; None if there was none.
         interrupted: Whether an interrupt cut the timing short.
         providers: Execution provider of each block.
+        energy_problem: Reason why the device cannot measure the energy that was asked for; empty
+            if it can, or was not asked.
     """
 
     name: str
@@ -270,6 +281,7 @@ class DeviceTiming:
     error: EsmError | None = None
     interrupted: bool = False
     providers: tuple[str, ...] = ()
+    energy_problem: str = ""
 
     @cached_property
     def usual(self) -> dict[str, UsualLatencies | None]:
@@ -300,6 +312,7 @@ class DeviceTiming:
             "busy_s": sum(block.busy_ns for block in blocks) / 1e9 if blocks else None,
             "error": None if self.error is None else words(self.error.marked),
             "interrupted": self.interrupted,
+            "energy_problem": self.energy_problem,
         }
 
     def _states(self) -> Iterator[DeviceState]:
@@ -504,6 +517,15 @@ def _reference(measured: Measurement, start_s: float, trim: float) -> dict[str, 
         "runs_per_visit": measured.runs_per_visit or 1,
         "samples_ms": (measured.latency_ns / 1e6).tolist(),
         "starts_ms": (measured.start_ns / 1e6 + 1e3 * start_s).tolist(),
+    }
+
+
+def _energy(energy: Energy) -> dict[str, Any]:
+    return {
+        "verdict": energy.verdict,
+        **asdict(energy),
+        "gross_mj": list(energy.gross_mj),
+        "idle_mj": list(energy.idle_mj),
     }
 
 

@@ -19,6 +19,7 @@ from esm_host.evaluation.verdict import (
     missing_references_evidence,
     threads_evidence,
 )
+from esm_host.timing.energy import has_energy_sensor, missing_energy
 from esm_host.timing.request import Entry
 from esm_host.timing.result import BlockLatency, DeviceTiming, Result, Timing
 from esm_host.timing.spread import (
@@ -31,7 +32,7 @@ from esm_host.timing.spread import (
 )
 from esm_host.transport.base import OnProgress, Pending, Profiler, ignore
 from esm_host.transport.distinct import check_distinct
-from esm_host.transport.limits import check_models, check_spec, check_threads
+from esm_host.transport.limits import check_energy, check_models, check_spec, check_threads
 from esm_protos.estimates import BlockEstimate, Estimate, estimate_measured
 from esm_protos.messages import (
     Block,
@@ -65,12 +66,14 @@ class TimingSettings:
         wait: Whether to wait for a device in use.
         raw: Whether to report latencies as measured, not at the device's usual pace.
         spread_s: Time over which to spread several blocks, s. The device is free between them.
+        energy_s: Time for measuring the energy of each model, s; 0 for none.
     """
 
     profile_runs: int = 0
     wait: bool = True
     raw: bool = False
     spread_s: float = 0.0
+    energy_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ def time_models(
                     own,
                     first,
                     settings.profile_runs if first else 0,
+                    settings.energy_s if first and has_energy_sensor(device) else 0.0,
                     report,
                     thread.submitted,
                 )
@@ -174,6 +178,8 @@ def time_models(
                 error = caught  # the earlier blocks are kept
                 break
         timing = _device_timing(name, request, measured, settings.raw)
+        if settings.energy_s and timing.info and not has_energy_sensor(timing.info):
+            timing = replace(timing, energy_problem=missing_energy(timing.info))
         return replace(timing, error=error, interrupted=thread.stopping.is_set())
 
     threads = [_DeviceThread(name, connect, time_device, meeting) for name in devices]
@@ -215,7 +221,9 @@ def time_block(
         UsageError: the device does not support the settings.
         DeviceError: the device is unreachable or refuses.
     """
-    measured = _measure(profiler, request, spec, peak_memory, profile_runs, on_progress, on_submit)
+    measured = _measure(
+        profiler, request, spec, peak_memory, profile_runs, 0.0, on_progress, on_submit
+    )
     return _device_timing(name, request, [measured], raw=False)
 
 
@@ -282,6 +290,7 @@ def _measure(
     spec: MeasureSpec,
     peak_memory: bool,
     profile_runs: int,
+    energy_s: float,
     on_progress: OnProgress,
     on_submit: Callable[[Pending], None],
 ) -> _Measured:
@@ -290,7 +299,9 @@ def _measure(
     check_spec(info, spec)
     check_threads(info, [entry.model.case.threads for entry in request])
     check_models(info.limits, models, {entry.model.sha256: entry.file.outline for entry in request})
-    pending = profiler.submit(Block(uuid.uuid4().hex, spec, models, peak_memory, profile_runs))
+    check_energy(info.limits, spec, energy_s, len(models))
+    block = Block(uuid.uuid4().hex, spec, models, peak_memory, profile_runs, energy_s)
+    pending = profiler.submit(block)
     began: list[float] = []
 
     def report(progress: Progress) -> None:

@@ -23,6 +23,8 @@ from esm_protos.messages import (
     DeviceInfo,
     DeviceState,
     Diagnosis,
+    Energy,
+    EnergySensor,
     Failure,
     Finding,
     Holder,
@@ -40,7 +42,7 @@ from esm_protos.messages import (
     State,
     UsualLatencies,
 )
-from esm_protos.metrics import PEAK_MEMORY
+from esm_protos.metrics import ENERGY, PEAK_MEMORY
 from esm_protos.paces import usual_latencies
 from esm_protos.providers import OptionError, ProviderInfo
 
@@ -71,6 +73,8 @@ _LONG_PAST = 1000
 _CACHED_BYTES, _UNCACHED_BYTES = 1e6, 64e6
 """Weight sizes below which memory has no effect and above which it has its full effect."""
 _BYTES_PER_NS = 20.0
+_NET_W, _IDLE_W = 5.0, 3.0
+"""Power that inferences add, and power of the idle device."""
 _HALF = 0.2
 """Share of an inference spent reading weights at which memory has half of its effect."""
 
@@ -98,6 +102,7 @@ class FakeProfiler(Profiler):
         references: Reference models of the agent; older agents have none.
         providers: Execution providers. Those that may fall back have their own memory.
         session_settings: Whether it knows settings of sessions; older agents do not.
+        energy_sensors: Sensors of energy that it looked for; older agents have none.
     """
 
     def __init__(
@@ -117,7 +122,9 @@ class FakeProfiler(Profiler):
         references: Sequence[Reference] = REFERENCES,
         providers: Sequence[ProviderInfo] = (ProviderInfo("cpu", _CPU),),
         session_settings: bool = True,
+        energy_sensors: Sequence[EnergySensor] = (),
     ) -> None:
+        self._energy_sensors = tuple(energy_sensors)
         self._session_settings = session_settings
         self._references = references
         self._latency = latency
@@ -165,6 +172,8 @@ class FakeProfiler(Profiler):
             ),
             state=DeviceState(at_ns=0, memory_available_bytes=self._memory_bytes),
             session_settings=self._session_settings,
+            energy_sensors=self._energy_sensors,
+            metrics=ENERGY if any(not each.problem for each in self._energy_sensors) else (),
         )
 
     def reserve(self, purpose: str, wait: bool = True) -> Standing:
@@ -259,6 +268,11 @@ class FakeProfiler(Profiler):
             weight_bytes=reference.weight_bytes,
         )
 
+    def _energy(self, latency_ms: float) -> Energy:
+        source = next(each for each in self._energy_sensors if not each.problem)
+        gross_mj, idle_mj = (watts * latency_ms for watts in (_NET_W + _IDLE_W, _IDLE_W))
+        return Energy(source.name, source.covers, (gross_mj,) * 8, (idle_mj,) * 8)
+
     def _measurement(self, model: Model, block: Block, number: int) -> Measurement:
         latency = self._latency(model)
         if isinstance(latency, Failure):
@@ -277,7 +291,11 @@ class FakeProfiler(Profiler):
             weight_bytes=weight_bytes,
             session_runs=tuple(map(len, sessions)) if len(sessions) > 1 else (),
             inputs=tuple(Input(name, "float32", dims) for name, dims in model.case.shapes),
-            metrics={PEAK_MEMORY.key: _memory(model)} if block.peak_memory else {},
+            metrics={
+                **({PEAK_MEMORY.key: _memory(model)} if block.peak_memory else {}),
+                **(_energy_values(latency) if block.energy_s else {}),
+            },
+            energy=self._energy(latency) if block.energy_s else None,
             profile=_profile(latency * 1e6, block, self._provider(block).runtime_name),
         )
         provider = self._provider(block)
@@ -333,6 +351,13 @@ def _in_turn(measured: Sequence[Measurement], per_visit: int) -> tuple[Measureme
         replace(m, start_ns=next(by_model)[: m.latency_ns.size]) if m.latency_ns.size else m
         for m in measured
     )
+
+
+def _energy_values(latency_ms: float) -> dict[str, float]:
+    """Return the values of the metrics of energy, by key."""
+    net_mj, gross_mj = _NET_W * latency_ms, (_NET_W + _IDLE_W) * latency_ms
+    values = (net_mj, gross_mj, 0.0, 1e3 / net_mj, _NET_W + _IDLE_W)
+    return {metric.key: value for metric, value in zip(ENERGY, values, strict=True)}
 
 
 def _memory(model: Model) -> int:

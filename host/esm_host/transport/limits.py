@@ -50,6 +50,27 @@ def check_spec(device: DeviceInfo, spec: MeasureSpec) -> None:
         )
 
 
+def check_energy(limits: Limits, spec: MeasureSpec, energy_s: float, models: int) -> None:
+    """Check that the energy of models fits into a block.
+
+    Args:
+        limits: Limits of the device.
+        spec: Settings of the block.
+        energy_s: Time per model, s.
+        models: Number of models.
+
+    Raises:
+        UsageError: it does not.
+    """
+    whole_s = energy_s * models + spec.max_block_s
+    if energy_s and whole_s > limits.max_block_s:
+        raise UsageError(
+            f"{argument('energy_time_s')} {energy_s:g}: {counted(models, 'model')} then take "
+            f"{whole_s:g} s, and the device stops blocks after {limits.max_block_s:g} s. Give "
+            "less, or start its agent with a longer --max-block-time"
+        )
+
+
 def check_session(device: DeviceInfo, settings: SessionSettings) -> None:
     """Check that the device applies settings of sessions.
 

@@ -77,7 +77,7 @@ class GetDeviceInfoRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class DeviceInfo(_message.Message):
-    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation", "cpu_quota", "time_unix_s", "instance", "metrics", "provider_table", "unusable_providers", "session_settings")
+    __slots__ = ("protocol_version", "agent_version", "hostname", "machine", "cpu_model", "cpu_count", "memory_bytes", "os", "python_version", "runtime", "providers", "limits", "state", "occupancy", "isolation", "cpu_quota", "time_unix_s", "instance", "metrics", "provider_table", "unusable_providers", "session_settings", "energy_sensors")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class DeviceInfo(_message.Message):
     PROVIDER_TABLE_FIELD_NUMBER: _ClassVar[int]
     UNUSABLE_PROVIDERS_FIELD_NUMBER: _ClassVar[int]
     SESSION_SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_SENSORS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     agent_version: str
     hostname: str
@@ -122,7 +123,24 @@ class DeviceInfo(_message.Message):
     provider_table: _containers.RepeatedCompositeFieldContainer[Provider]
     unusable_providers: _containers.RepeatedCompositeFieldContainer[Provider]
     session_settings: bool
-    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ..., cpu_quota: _Optional[float] = ..., time_unix_s: _Optional[float] = ..., instance: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., provider_table: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ..., unusable_providers: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ..., session_settings: bool = ...) -> None: ...
+    energy_sensors: _containers.RepeatedCompositeFieldContainer[EnergySensor]
+    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., hostname: _Optional[str] = ..., machine: _Optional[str] = ..., cpu_model: _Optional[str] = ..., cpu_count: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., os: _Optional[str] = ..., python_version: _Optional[str] = ..., runtime: _Optional[str] = ..., providers: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., state: _Optional[_Union[DeviceState, _Mapping]] = ..., occupancy: _Optional[_Union[Occupancy, _Mapping]] = ..., isolation: _Optional[_Iterable[str]] = ..., cpu_quota: _Optional[float] = ..., time_unix_s: _Optional[float] = ..., instance: _Optional[str] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., provider_table: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ..., unusable_providers: _Optional[_Iterable[_Union[Provider, _Mapping]]] = ..., session_settings: bool = ..., energy_sensors: _Optional[_Iterable[_Union[EnergySensor, _Mapping]]] = ...) -> None: ...
+
+class EnergySensor(_message.Message):
+    __slots__ = ("name", "covers", "resolution_j", "tick_s", "problem", "fix")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COVERS_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_J_FIELD_NUMBER: _ClassVar[int]
+    TICK_S_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    FIX_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    covers: str
+    resolution_j: float
+    tick_s: float
+    problem: str
+    fix: str
+    def __init__(self, name: _Optional[str] = ..., covers: _Optional[str] = ..., resolution_j: _Optional[float] = ..., tick_s: _Optional[float] = ..., problem: _Optional[str] = ..., fix: _Optional[str] = ...) -> None: ...
 
 class Provider(_message.Message):
     __slots__ = ("name", "runtime_name", "options", "identity", "may_fall_back", "version", "vendor", "kind", "problem", "open_options", "threads_option", "chooses_threads")
@@ -174,7 +192,7 @@ class ProviderOption(_message.Message):
     def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., default: _Optional[str] = ..., help: _Optional[str] = ..., choices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Metric(_message.Message):
-    __slots__ = ("key", "unit", "about", "kind", "aggregate", "format", "better", "heading", "title")
+    __slots__ = ("key", "unit", "about", "kind", "aggregate", "format", "better", "heading", "title", "shown")
     KEY_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
     ABOUT_FIELD_NUMBER: _ClassVar[int]
@@ -184,6 +202,7 @@ class Metric(_message.Message):
     BETTER_FIELD_NUMBER: _ClassVar[int]
     HEADING_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_FIELD_NUMBER: _ClassVar[int]
     key: str
     unit: str
     about: str
@@ -193,7 +212,8 @@ class Metric(_message.Message):
     better: str
     heading: str
     title: str
-    def __init__(self, key: _Optional[str] = ..., unit: _Optional[str] = ..., about: _Optional[str] = ..., kind: _Optional[str] = ..., aggregate: _Optional[str] = ..., format: _Optional[str] = ..., better: _Optional[str] = ..., heading: _Optional[str] = ..., title: _Optional[str] = ...) -> None: ...
+    shown: str
+    def __init__(self, key: _Optional[str] = ..., unit: _Optional[str] = ..., about: _Optional[str] = ..., kind: _Optional[str] = ..., aggregate: _Optional[str] = ..., format: _Optional[str] = ..., better: _Optional[str] = ..., heading: _Optional[str] = ..., title: _Optional[str] = ..., shown: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_block_bytes", "max_block_models", "max_model_bytes", "max_model_nodes", "max_model_parameters", "max_memory_bytes", "max_block_s", "max_cache_bytes")
@@ -481,7 +501,7 @@ class SessionSettings(_message.Message):
     def __init__(self, opt_level: _Optional[str] = ..., execution_mode: _Optional[str] = ..., inter_op: _Optional[int] = ..., session_options: _Optional[_Mapping[str, str]] = ..., free_dims: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class BlockHeader(_message.Message):
-    __slots__ = ("protocol_version", "block_id", "spec", "models", "lease_id", "peak_memory", "profile_runs")
+    __slots__ = ("protocol_version", "block_id", "spec", "models", "lease_id", "peak_memory", "profile_runs", "energy_s")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     BLOCK_ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -489,6 +509,7 @@ class BlockHeader(_message.Message):
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
     PROFILE_RUNS_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_S_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     block_id: str
     spec: MeasureSpec
@@ -496,7 +517,8 @@ class BlockHeader(_message.Message):
     lease_id: str
     peak_memory: bool
     profile_runs: int
-    def __init__(self, protocol_version: _Optional[int] = ..., block_id: _Optional[str] = ..., spec: _Optional[_Union[MeasureSpec, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelHeader, _Mapping]]] = ..., lease_id: _Optional[str] = ..., peak_memory: bool = ..., profile_runs: _Optional[int] = ...) -> None: ...
+    energy_s: float
+    def __init__(self, protocol_version: _Optional[int] = ..., block_id: _Optional[str] = ..., spec: _Optional[_Union[MeasureSpec, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelHeader, _Mapping]]] = ..., lease_id: _Optional[str] = ..., peak_memory: bool = ..., profile_runs: _Optional[int] = ..., energy_s: _Optional[float] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
     __slots__ = ("model_id", "size_bytes", "sha256", "sent_bytes", "encoding", "external", "shapes", "inputs", "threads")
@@ -589,7 +611,7 @@ class Failure(_message.Message):
     def __init__(self, kind: _Optional[_Union[FailureKind, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ModelResult(_message.Message):
-    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback", "inputs", "peak_rss_bytes", "profile", "runs_per_visit", "weight_bytes", "session_runs", "warming_ns", "warm_ns", "metrics", "threads_used", "compiled")
+    __slots__ = ("model_id", "failure", "latency_ns", "start_ns", "trimmed_mean_ns", "load_ns", "first_run_ns", "copy_in_ns", "copy_out_ns", "ran_on", "fallback", "inputs", "peak_rss_bytes", "profile", "runs_per_visit", "weight_bytes", "session_runs", "warming_ns", "warm_ns", "metrics", "threads_used", "compiled", "energy")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     LATENCY_NS_FIELD_NUMBER: _ClassVar[int]
@@ -612,6 +634,7 @@ class ModelResult(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     THREADS_USED_FIELD_NUMBER: _ClassVar[int]
     COMPILED_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     failure: Failure
     latency_ns: _containers.RepeatedScalarFieldContainer[int]
@@ -634,7 +657,24 @@ class ModelResult(_message.Message):
     metrics: _containers.RepeatedCompositeFieldContainer[MetricValue]
     threads_used: float
     compiled: str
-    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., runs_per_visit: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., session_runs: _Optional[_Iterable[int]] = ..., warming_ns: _Optional[_Iterable[float]] = ..., warm_ns: _Optional[_Iterable[int]] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., threads_used: _Optional[float] = ..., compiled: _Optional[str] = ...) -> None: ...
+    energy: Energy
+    def __init__(self, model_id: _Optional[str] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., latency_ns: _Optional[_Iterable[int]] = ..., start_ns: _Optional[_Iterable[int]] = ..., trimmed_mean_ns: _Optional[float] = ..., load_ns: _Optional[int] = ..., first_run_ns: _Optional[int] = ..., copy_in_ns: _Optional[_Iterable[int]] = ..., copy_out_ns: _Optional[_Iterable[int]] = ..., ran_on: _Optional[_Iterable[_Union[ProviderNodes, _Mapping]]] = ..., fallback: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ..., profile: _Optional[_Union[Profile, _Mapping]] = ..., runs_per_visit: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., session_runs: _Optional[_Iterable[int]] = ..., warming_ns: _Optional[_Iterable[float]] = ..., warm_ns: _Optional[_Iterable[int]] = ..., metrics: _Optional[_Iterable[_Union[MetricValue, _Mapping]]] = ..., threads_used: _Optional[float] = ..., compiled: _Optional[str] = ..., energy: _Optional[_Union[Energy, _Mapping]] = ...) -> None: ...
+
+class Energy(_message.Message):
+    __slots__ = ("source", "covers", "gross_mj", "idle_mj", "problem", "needs_s")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    COVERS_FIELD_NUMBER: _ClassVar[int]
+    GROSS_MJ_FIELD_NUMBER: _ClassVar[int]
+    IDLE_MJ_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_S_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    covers: str
+    gross_mj: _containers.RepeatedScalarFieldContainer[float]
+    idle_mj: _containers.RepeatedScalarFieldContainer[float]
+    problem: str
+    needs_s: float
+    def __init__(self, source: _Optional[str] = ..., covers: _Optional[str] = ..., gross_mj: _Optional[_Iterable[float]] = ..., idle_mj: _Optional[_Iterable[float]] = ..., problem: _Optional[str] = ..., needs_s: _Optional[float] = ...) -> None: ...
 
 class MetricValue(_message.Message):
     __slots__ = ("key", "value")

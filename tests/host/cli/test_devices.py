@@ -19,7 +19,14 @@ from esm_host.cli.facts import lines
 from esm_host.errors import UsageError
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
-from esm_protos.messages import DeviceState, Diagnosis, Finding, GpuState, Severity
+from esm_protos.messages import (
+    DeviceState,
+    Diagnosis,
+    EnergySensor,
+    Finding,
+    GpuState,
+    Severity,
+)
 from esm_protos.providers import ProviderInfo
 
 SWAPPING = Finding("swap", Severity.UNFIT, "900 pages a second", "stop other programs")
@@ -153,6 +160,36 @@ def test_info_tells_what_a_device_is_and_who_has_it(config: Path) -> None:
     assert (data["schema_version"], data["device"], data["runtime"]) == (1, "here", info.runtime)
     assert data["occupancy"]["holder"]["purpose"] == "time ?[2J"
     assert data["limits"]["max_block_models"] == 256
+
+
+@pytest.mark.parametrize(
+    ("sensors", "told"),
+    [
+        ([], []),
+        (
+            [
+                EnergySensor("RAPL", "package", problem="not found"),
+                EnergySensor("NVML", "gpu", problem="not found"),
+            ],
+            ["no sensor found (looked for RAPL, NVML)"],
+        ),
+        (
+            [
+                EnergySensor("INA226", "board", 1e-4, 0.1),
+                EnergySensor("RAPL", "package", problem="only root may read it", fix="sudo x"),
+                EnergySensor("NVML", "gpu", problem="not found"),
+            ],
+            [
+                "INA226: covers the board, steps of 0.0001 J, a value every 0.1 s",
+                "RAPL: only root may read it: sudo x",
+            ],
+        ),
+    ],
+)
+def test_info_lists_energy_sensors(sensors: list[EnergySensor], told: list[str]) -> None:
+    info = FakeProfiler(lambda model: 1.0, energy_sensors=sensors).device_info()
+    found = [line.split(maxsplit=1) for line in lines("pi4", info, info, 0.5)]
+    assert [text for heading, text in found if heading == "energy"] == told
 
 
 def test_info_lists_providers_that_work_and_that_do_not() -> None:
