@@ -273,6 +273,8 @@ def serve(
             compiled_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             fail(2, f"--compiled-cache {compiled_cache}: {error.strerror}, give another folder")
+        if compiled_cache.stat().st_mode & 0o022:  # the agent runs what others put there
+            fail(2, f"--compiled-cache {compiled_cache}: others may write to it; chmod 700 it")
         os.environ["ESM_AGENT_COMPILED_CACHE"] = str(compiled_cache.absolute())
     try:
         if metrics_port is not None:

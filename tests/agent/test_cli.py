@@ -197,6 +197,14 @@ def test_the_agent_never_loads_what_it_does_not_ship() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_a_cache_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with serve("--port", "0", "--compiled-cache", str(tmp_path)) as agent:
+        _, told = agent.communicate(timeout=60)
+    assert agent.returncode == 2
+    assert f"--compiled-cache {tmp_path}: others may write to it; chmod 700 it" in told
+
+
 def test_the_process_that_serves_loads_no_runtime() -> None:
     """Only the measuring process needs ONNX Runtime, and it rests while the agent is idle."""
     code = "import sys, esm_agent.serving.server; sys.exit('onnxruntime' in sys.modules)"

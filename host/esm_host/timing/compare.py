@@ -277,7 +277,7 @@ def compare(
     for timing in timings:
         _check_numbers(timing.data, timing.name)
     first = timings[0]
-    _check_arguments(first.data, confidence, tolerance_percent, allow)
+    _check_arguments([each.data for each in timings], confidence, tolerance_percent, allow)
     allowed: list[str] = []
     try:
         several = any(len(_executions(timing.data)) > 1 for timing in timings)
@@ -529,7 +529,7 @@ def _renamed(timing: _Timing, old: str, new: str) -> _Timing:
 
 
 def _check_arguments(
-    base: Json, confidence: float, tolerance_percent: float, allow: Sequence[str]
+    timings: Sequence[Json], confidence: float, tolerance_percent: float, allow: Sequence[str]
 ) -> None:
     if not 0.5 <= confidence < 1:  # above 1, percent were probably meant
         raise UsageError(
@@ -539,19 +539,22 @@ def _check_arguments(
         raise UsageError(
             f"{argument('tolerance_percent')} {tolerance_percent:g}: give a percentage of 0 or more"
         )
-    context = base.get("context", {})
-    spec = context.get("spec", {})
-    told = {
-        name
-        for device in context.get("devices", {}).values()
-        for provider in provider_table(device.get("info") or {})
-        for name in (*provider.identity, *(option.name for option in provider.options))
-    }
-    told |= {*spec.get("provider_options", ())}
-    results = base.get("results")
-    for result in results if isinstance(results, list) else ():
-        told |= {*(result.get("provider_options", ()) if isinstance(result, Mapping) else ())}
-    settings = {**spec, **older_peers.spec_json(spec)}
+    told: set[str] = set()
+    settings: dict[str, Any] = {}
+    for data in timings:
+        context = data.get("context", {})
+        spec = context.get("spec", {})
+        told |= {
+            name
+            for device in context.get("devices", {}).values()
+            for provider in provider_table(device.get("info") or {})
+            for name in (*provider.identity, *(option.name for option in provider.options))
+        }
+        told |= {*spec.get("provider_options", ())}
+        results = data.get("results")
+        for result in results if isinstance(results, list) else ():
+            told |= {*(result.get("provider_options", ()) if isinstance(result, Mapping) else ())}
+        settings |= {**spec, **older_peers.spec_json(spec)}
     facts = (*FACTS, *sorted({*told, *older_peers.NAMES} - {*settings}))
     known = (*settings, *facts, CASES, INPUTS, RAW, MAX_TIME)
     for name in allow:

@@ -476,6 +476,14 @@ def test_options_of_a_provider_count_with_their_defaults(
     assert_refused(compare(base, new), "wheel of pi4 differs: 2 and 3", "--allow wheel")
 
 
+def test_an_option_that_only_the_new_timing_has_can_be_allowed(
+    compare: Invoke, timing: Json, new: Json
+) -> None:
+    new["context"]["spec"]["provider_options"] = {"cache_dir": "blobs"}
+    assert_refused(compare(timing, new), "cache_dir", "--allow cache_dir")
+    assert compare(timing, new, "--allow", "cache_dir").exit_code in (0, 2)
+
+
 def test_cases_that_one_lacks(compare: Invoke, timing: Json, new: Json) -> None:
     del new["results"][1]
     assert_refused(compare(timing, new), "only the base timing has a.onnx, batch 8")
