@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: demo browser database faketime test test-benchmarks test-predictors test-faults test-arm64 test-large test-onnx test-providers lint types docs protos references clean
+.PHONY: demo browser database faketime test test-benchmarks test-predictors test-faults test-arm64 test-large test-onnx test-providers test-programs test-research lint types docs protos references clean
 
 demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it starts itself
 	rm -rf runs/demo
@@ -12,10 +12,16 @@ demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it st
 	$(BIN)/esm-host predict runs/demo --sample 5
 
 test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large and not onnx and not predictors and not benchmarks and not providers"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large and not onnx and not predictors and not benchmarks and not providers and not programs and not research"
 
 test-benchmarks: $(STAMP)  ## the slow tests of benchmarks/
 	$(BIN)/python -m pytest -m benchmarks
+
+test-programs: $(STAMP)  ## with PostgreSQL, a browser, or workers of a study; 2 minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m programs
+
+test-research: $(STAMP)  ## studies, and other people's methods; half a minute
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m research
 
 test-predictors: $(STAMP)  ## what every predictor does, of those that are slow to train; some minutes
 	$(BIN)/python -m pytest -n 2 -m predictors

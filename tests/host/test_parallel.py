@@ -27,6 +27,8 @@ from esm_host.research.study.run import run_study
 from esm_models.spaces import load_space
 from tests.host.cluster import After, Cluster, Task, done, refused, with_other_code
 
+pytestmark = pytest.mark.programs
+
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 STUDY = """
 [study]

@@ -31,7 +31,7 @@ SMALL = ["--resolution", "32", "--width-mult", "0.25", "--initial", "20", "--ste
 SMALL += ["--bins", "2", "--block-size", "5", "--runs", "5", "--max-models", "30", "--quiet"]
 SMALL += ["--predictor", "ridge", "--sampling", "balanced", "--verify", "0"]
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = [pytest.mark.programs, pytest.mark.usefixtures("undrawn")]
 
 
 def esm(*arguments: object) -> Result:

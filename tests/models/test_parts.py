@@ -241,7 +241,8 @@ def test_every_cell_is_looked_up_as_it_is_traced() -> None:
 
 def test_a_complete_table_has_all_parts() -> None:
     """Units times first or other block times options, stem and head."""
-    table = PartTable(load_space("resnet", resolution=32, width_mult=0.25))
+    space = load_space("resnet", resolution=32, width_mult=0.25)
+    table = PartTable(space)
     table.complete()
     assert len(table.parts) <= 4 * 2 * 9 + 2
     known = {part.key for part in table.parts}

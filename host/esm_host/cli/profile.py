@@ -177,8 +177,8 @@ class SamplingOptions:
         int,
         typer.Option(
             help="Number of random models that check the predictor once the target is reached or "
-            "the budget used, and are not trained on. If they show the target to be missed, the "
-            "campaign goes on. 0: no check.",
+            "the budget used. If they show the target to be missed, the campaign learns from them "
+            "and goes on. 0: no check.",
             rich_help_panel=_SAMPLES,
         ),
     ] = 20

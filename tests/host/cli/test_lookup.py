@@ -56,8 +56,13 @@ def test_neighbours_differ_from_the_base_in_one_thing(name: str) -> None:
     space.encode([base, *others])  # valid
     assert len({a.key for a in (base, *others)}) == len(codes)
     for other in others:
-        units = [u for u, v in zip(base.units, other.units, strict=True) if u != v]
-        assert len(units) + (base.resolution != other.resolution) == 1
+        pairs = [
+            *zip(base.units, other.units, strict=True),
+            *zip(base.unit_choices, other.unit_choices, strict=True),
+            (base.resolution, other.resolution),
+            (base.choice, other.choice),
+        ]
+        assert sum(one != two for one, two in pairs) == 1
 
 
 def test_neighbours_of_nasbench201_are_the_papers_25() -> None:

@@ -178,7 +178,7 @@ def test_a_training_step_reaches_every_parameter(name: str) -> None:
             if path.endswith("running_mean") and not value.equal(before[path])
         }
         norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-        assert norms
+        assert norms or space.name == "autoformer"  # which has layer norms
         if space.name != "nasbench201":  # some of whose cells give zeros, whose mean is known
             assert len(moved) == len(norms)
 

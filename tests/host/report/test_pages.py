@@ -12,6 +12,8 @@ from playwright import sync_api as playwright
 from tests.host.report.conftest import Opened
 from tests.host.report.timings import STRANGE
 
+pytestmark = pytest.mark.programs
+
 CAMPAIGN = ["predicted", "residuals-0", "residuals-1", "residuals-2", "rounds", "pace"]
 CAMPAIGN += ["deviations"]
 TIMING = [f"result-{n}-{what}" for n in range(7) for what in ("time", "distribution")]
