@@ -64,7 +64,7 @@ def test_the_meter_measures_energy(agent: str, tmp_path: Path) -> None:
     assert "energy by plug unresolved: " in done.stdout
     (result,) = json.loads((tmp_path / "timing.json").read_text())["results"]
     assert result["energy"]["covers"] == "whole device"
-    assert result["metrics"]["power_w"] == pytest.approx(WATTS)
+    assert result["metrics"]["power_w"] == pytest.approx(WATTS, rel=1e-3)  # two clock readings
     assert abs(result["metrics"]["energy_mj"]) < 0.01 * result["metrics"]["energy_gross_mj"]
     assert len(result["energy"]["gross_mj"]) >= 8
     info = [*PROGRAMS["esm-host"], "devices", "info", agent]
