@@ -137,7 +137,7 @@ OPTIONS = {
     "no-such": (("--ep", "no-such"), "unknown execution provider 'no-such'"),
     "cuda": (("--ep", "cuda"), "unknown execution provider 'cuda'"),
     "unknown-key": (("--ep-option", "x=1"), "unknown option 'x' of the provider cpu: it has none"),
-    "no-value": (("--ep", "acme", "--ep-option", "x"), "--ep-option x: give NAME=VALUE"),
+    "no-value": (("--ep", "acme", "--ep-option", "x"), "--ep-option x: give KEY=VALUE"),
     "empty-value": (("--ep", "acme", "--ep-option", "x="), "--ep-option x="),
     "no-key": (("--ep", "acme", "--ep-option", "=1"), "--ep-option =1"),
     "twice": (("--ep", "acme", *("--ep-option", "x=1", "--ep-option", "x=2")), "--ep-option x=2"),
