@@ -11,7 +11,7 @@ demo: $(STAMP)  ## learn a latency predictor for this machine, on an agent it st
 	  --bins 4 --max-models 400 --seed 0 --run runs/demo || test $$? -eq 3
 	$(BIN)/esm-host predict runs/demo --sample 5
 
-test: $(STAMP)  ## the tests, under 8 minutes on 2 cores
+test: $(STAMP)  ## the tests, about 8 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not arm64 and not large and not onnx and not predictors and not benchmarks and not providers and not programs and not research"
 
 test-benchmarks: $(STAMP)  ## the slow tests of benchmarks/
