@@ -85,7 +85,8 @@ class CompiledCache:
             self._trim()
 
     def drop(self, key: str) -> None:
-        """Drop the model of a key."""
+        """Drop the model of a key, which its provider cannot read."""
+        log.warning("a compiled model cannot be read by its provider, which keeps no more")
         shutil.rmtree(self._folder / key, ignore_errors=True)
 
     def _trim(self) -> None:
