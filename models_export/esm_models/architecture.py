@@ -16,9 +16,11 @@ from esm_models.errors import InvalidArchitectureError
 _PLAIN = re.compile(r'[^\s|":*]+')
 """Label that the short form writes unquoted."""
 _RESOLUTION = re.compile(r"\s*([1-9][0-9]{0,5}) ?px:")
-_CHOICE = re.compile(r'\s*([^\s|":*;]+);(?=\s)')
+_LABEL = r'[^\s|":*;]+'
+"""Label of a choice of the network or of a unit."""
+_CHOICE = re.compile(rf"\s*({_LABEL});(?=\s)")
 """Option of the whole network, at the beginning."""
-_UNIT_CHOICE = re.compile(r'\s*([^\s|":*;]+):(?=\s)')
+_UNIT_CHOICE = re.compile(rf"\s*({_LABEL}):(?=\s)")
 """Option of a unit, before its blocks."""
 _PART = re.compile(
     rf"""\s*(?:(?P<bar>\|)|(?:(?P<count>[1-9][0-9]{{0,3}})\*)?"""
@@ -191,7 +193,7 @@ class Architecture:
 
 def is_plain(label: str) -> bool:
     """Return whether a choice has this form in the short form of an architecture."""
-    return re.fullmatch(r'[^\s|":*;]+', label) is not None
+    return re.fullmatch(_LABEL, label) is not None
 
 
 def _is_labels(labels: object) -> bool:

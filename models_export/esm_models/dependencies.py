@@ -262,23 +262,12 @@ def _choice_codes(space: SearchSpace) -> list[tuple[int, Ints]]:
 
     The features of an option are numbers from 0, ``(options, features)``.
     """
-    first = int(bool(space.resolutions))
-    levels = [(space.choices, space.network_options)] if space.choices else []
-    if space.units_choose:
-        levels += [
-            (unit.choices, options)
-            for unit, options in zip(space.units, space.unit_options, strict=True)
-        ]
-    return [
-        (
-            place,
-            np.array(
-                [[f.values.index(option[f.name]) for f in features] for option in options],
-                dtype=np.int64,
-            ).reshape(len(options), len(features)),
-        )
-        for place, (features, options) in enumerate(levels, start=first)
-    ]
+    found = []
+    for level in space.levels:
+        rows = [[f.values.index(each[f.name]) for f in level.features] for each in level.options]
+        codes = np.array(rows, dtype=np.int64).reshape(len(level.options), len(level.features))
+        found.append((level.place, codes))
+    return found
 
 
 def _feature_codes(space: SearchSpace) -> Ints:

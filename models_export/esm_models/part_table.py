@@ -342,7 +342,6 @@ def _random_blocks(space: SearchSpace, n: int) -> Codes:
             size = 1 if space.one_option_per_unit else depth
             row[unit, :depth] = options[rng.integers(len(options), size=size)]
     codes = with_first_choices(space, blocks)
-    for row in codes:
-        chosen = [int(rng.integers(size)) for size in space.choice_sizes]
-        space.set_choices(row[None], np.array([chosen], dtype=np.int64))
+    if sizes := space.choice_sizes:
+        space.set_choices(codes, rng.integers(sizes, size=(n, len(sizes))))
     return without_resolution(space, codes)

@@ -11,10 +11,11 @@ import itertools
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from itertools import repeat
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
@@ -104,6 +105,28 @@ class Unit:
     depths: tuple[int, ...]
     features: tuple[Feature, ...]
     choices: tuple[Feature, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """Options of the whole network or of one unit, a column in the last row of the codes.
+
+    Attributes:
+        unit: Number of the unit, from 0; None for the network.
+        place: Column in the last row of the codes.
+        features: Features that make the options.
+        options: Options in the order of the codes.
+    """
+
+    unit: int | None
+    place: int
+    features: tuple[Feature, ...]
+    options: tuple[Option, ...]
+
+    @cached_property
+    def codes(self) -> Mapping[str, int]:
+        """Code of each option by its label."""
+        return {option.label: code for code, option in enumerate(self.options)}
 
 
 class Chosen(tuple[_T, ...]):
@@ -308,6 +331,13 @@ class SearchSpace(ABC):
         codes = [[self._index[option.label] for option in grid] for grid in grids]
         return tuple(np.array(each, dtype=np.int16) for each in codes)
 
+    @cached_property
+    def _allowed(self) -> tuple[Mapping[str, int], ...]:
+        """Codes of the options that the blocks of each unit may have, by label."""
+        if not self.units:
+            return (self._index,) * self.unit_count
+        return tuple({self.options[c].label: c for c in codes} for codes in self.block_options)
+
     @property
     def unit_features(self) -> tuple[tuple[Feature, ...], ...]:
         """Features of the blocks of each unit."""
@@ -333,12 +363,28 @@ class SearchSpace(ABC):
         return any(unit.choices for unit in self.units)
 
     @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """Choices of the network and of units in the last row of the codes, after the resolution.
+
+        If one unit has a choice, all units have a level.
+        """
+        first = int(bool(self.resolutions))
+        found = [Level(None, first, self.choices, self.network_options)] if self.choices else []
+        if self.units_choose:
+            first += len(found)
+            found += [
+                Level(number, first + number, unit.choices, options)
+                for number, (unit, options) in enumerate(
+                    zip(self.units, self.unit_options, strict=True)
+                )
+            ]
+        return tuple(found)
+
+    @cached_property
     def choice_sizes(self) -> tuple[int, ...]:
         """Numbers of options of the choices in the last row of the codes."""
         sizes = [len(self.resolutions)] if self.resolutions else []
-        sizes += [len(self.network_options)] if self.choices else []
-        sizes += [len(options) for options in self.unit_options] if self.units_choose else []
-        return tuple(sizes)
+        return (*sizes, *(len(level.options) for level in self.levels))
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -483,7 +529,7 @@ class SearchSpace(ABC):
                     f"unit {number} has {counted(len(unit), 'block')}; {self.name} allows "
                     f"{', '.join(map(str, depths))}"
                 )
-            allowed = [self.options[code].label for code in self.block_options[number - 1]]
+            allowed = self._allowed[number - 1]
             for label in unit:
                 if label not in allowed:
                     raise InvalidArchitectureError(
@@ -515,20 +561,26 @@ class SearchSpace(ABC):
                 f"the architecture has {counted(len(architecture.unit_choices), 'unit choice')}; "
                 f"{self.name} has {count or 'none'}"
             )
-        chosen = [("the network", architecture.choice, self.network_options)]
-        for number, (label, unit, options) in enumerate(
-            zip(architecture.unit_choices, architecture.units, self.unit_options, strict=False),
-            start=1,
-        ):
+        if not self.choices and architecture.choice:
+            raise InvalidArchitectureError(
+                f"the choice of the network is '{architecture.choice}'; {self.name} allows none"
+            )
+        for level, label in self._choices_of(architecture):
+            code = level.codes.get(label)
             # A unit without blocks has one form: the first option.
-            chosen.append((f"unit {number}", label, options if unit else options[:1]))
-        for what, label, options in chosen:
-            allowed = [option.label for option in options]
-            if label not in allowed:
+            empty = level.unit is not None and not architecture.units[level.unit]
+            if code is None or (empty and code):
+                what = "the network" if level.unit is None else f"unit {level.unit + 1}"
+                allowed = [option.label for option in level.options[: 1 if empty else None]]
                 raise InvalidArchitectureError(
                     f"the choice of {what} is '{label}'; {self.name} allows "
                     f"{', '.join(allowed) or 'none'}"
                 )
+
+    def _choices_of(self, architecture: Architecture) -> Iterator[tuple[Level, str]]:
+        """Return the label of the architecture's choice at each level."""
+        labels = (*[architecture.choice] * bool(self.choices), *architecture.unit_choices)
+        return zip(self.levels, labels, strict=True)
 
     def outside(self, codes: Codes) -> NDArray[np.bool_]:
         """Return whether each row of codes is outside of the space, ``(n,)``.
@@ -603,44 +655,20 @@ class SearchSpace(ABC):
             self.validate(architecture)
             for number, unit in enumerate(architecture.units):
                 codes[row, number, : len(unit)] = [self._index[label] for label in unit]
-            if self.choice_sizes:
-                chosen = self._choices_of(architecture)
-                codes[row, -1, : len(chosen)] = chosen
+            if architecture.resolution is not None:
+                codes[row, -1, 0] = self.resolutions.index(architecture.resolution)
+            for level, label in self._choices_of(architecture):
+                codes[row, -1, level.place] = level.codes[label]
         return codes
-
-    def _choices_of(self, architecture: Architecture) -> list[int]:
-        """Return the codes of an architecture's choices beside blocks."""
-        chosen = []
-        if architecture.resolution is not None:
-            chosen.append(self.resolutions.index(architecture.resolution))
-        if self.choices:
-            chosen.append(_place(architecture.choice, self.network_options))
-        chosen += [
-            _place(label, options)
-            for label, options in zip(architecture.unit_choices, self.unit_options, strict=False)
-        ]
-        return chosen
 
     def decode(self, codes: Codes) -> list[Architecture]:
         """Return the architectures of codes, the inverse of :meth:`encode`."""
         labels = [option.label for option in self.options]
         blocks, resolutions = self.blocks_of(codes).tolist(), self.resolution_of(codes).tolist()
-        network = ["" for _ in blocks]
-        of_units: list[tuple[str, ...]] = [() for _ in blocks]
-        chosen = self.choices_of(codes).tolist()
-        if self.choices:
-            place = int(bool(self.resolutions))
-            network = [self.network_options[each[place]].label for each in chosen]
-        if self.units_choose:
-            of_units = [
-                tuple(
-                    options[code].label
-                    for code, options in zip(
-                        each[-self.unit_count :], self.unit_options, strict=True
-                    )
-                )
-                for each in chosen
-            ]
+        chosen = self.choices_of(codes).T
+        columns = [[level.options[c].label for c in chosen[level.place]] for level in self.levels]
+        network = columns.pop(0) if self.choices else repeat("", len(blocks))
+        of_units = zip(*columns, strict=True) if columns else repeat((), len(blocks))
         return [
             Architecture(
                 self.name,
@@ -704,18 +732,18 @@ class SearchSpace(ABC):
 
     def _chosen(self, architecture: Architecture) -> Chosen[Chosen[Option]]:
         """Return the options of an architecture."""
-        of_units = architecture.unit_choices or ("",) * self.unit_count
+        chosen = {
+            level.unit: level.options[level.codes[label]]
+            for level, label in self._choices_of(architecture)
+        }
         units = [
             Chosen.of(
                 (self.options[self._index[label]] for label in unit),
-                options[_place(choice, options)],
+                chosen.get(number, NO_CHOICE),
             )
-            for unit, choice, options in zip(
-                architecture.units, of_units, self.unit_options, strict=True
-            )
+            for number, unit in enumerate(architecture.units)
         ]
-        network = self.network_options
-        return Chosen.of(units, network[_place(architecture.choice, network)])
+        return Chosen.of(units, chosen.get(None, NO_CHOICE))
 
     # Places of a graph and their contents (esm_models.part_table)
 
@@ -775,10 +803,6 @@ def _joined(features: Sequence[Feature]) -> tuple[Feature, ...]:
         values = (*known.values, *feature.values) if known else feature.values
         found[feature.name] = replace(feature, values=tuple(dict.fromkeys(values)))
     return tuple(found.values())
-
-
-def _place(label: str, options: Sequence[Option]) -> int:
-    return [option.label for option in options].index(label)
 
 
 def round_channels(channels: float) -> int:

@@ -168,27 +168,19 @@ def choice_columns(space: SearchSpace) -> tuple[list[str], list[tuple[int, NDArr
     """
     names: list[str] = []
     tables = []
-    first = int(bool(space.resolutions))
-    levels = [("", space.choices, space.network_options)] if space.choices else []
-    if space.units_choose:
-        levels += [
-            (f"unit{number}.", unit.choices, options)
-            for number, (unit, options) in enumerate(
-                zip(space.units, space.unit_options, strict=True), start=1
-            )
-        ]
-    for place, (prefix, features, options) in enumerate(levels, start=first):
+    for level in space.levels:
+        prefix = "" if level.unit is None else f"unit{level.unit + 1}."
         columns: list[list[float]] = []
-        for feature in features:
+        for feature in level.features:
             if feature.has_words:
                 names += [f"{prefix}{feature.name}={value}" for value in feature.values]
                 columns += [
-                    [float(option[feature.name] == value) for option in options]
+                    [float(option[feature.name] == value) for option in level.options]
                     for value in feature.values
                 ]
             else:
                 names.append(f"{prefix}{feature.name}")
-                columns.append([feature.number(option[feature.name]) for option in options])
+                columns.append([feature.number(option[feature.name]) for option in level.options])
         if columns:
-            tables.append((place, np.array(columns, dtype=np.float32).T))
+            tables.append((level.place, np.array(columns, dtype=np.float32).T))
     return names, tables

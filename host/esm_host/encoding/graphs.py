@@ -94,14 +94,12 @@ class GraphEncoder(Encoder):
         space = self.space
         column = len(space.options) + 2 + space.unit_count * (space.unit_count > 1)
         starts = np.cumsum([1, *most])
-        of_units = len(space.choice_sizes) - space.unit_count  # if units choose
+        unit_of = {level.place: level.unit for level in space.levels}
         for place, table in self._tables:
             low, high = table.min(axis=0), table.max(axis=0)
             values = ((table - low) / np.maximum(high - low, 1))[chosen[:, place]]
-            nodes = slice(None)
-            if space.units_choose and place >= of_units:
-                unit = place - of_units
-                nodes = slice(starts[unit], starts[unit + 1])
+            unit = unit_of[place]
+            nodes = slice(None) if unit is None else slice(starts[unit], starts[unit + 1])
             operation[:, nodes, column : column + table.shape[1]] = values[:, None]
             column += table.shape[1]
 
