@@ -1,4 +1,4 @@
-"""What the operators of each place of a graph depend on, learned from traced architectures.
+"""Dependencies of the operators at each place of a graph, learned from traced architectures.
 
 The candidates are facts of an architecture: the features of the place's own block, of the block
 before it and of the first block of each unit, the depth of each unit, and the choices of the

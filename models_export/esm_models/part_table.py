@@ -39,7 +39,7 @@ class Rule(enum.IntEnum):
     PLACE = 0
     """The place's own value (:meth:`esm_models.space.SearchSpace.places`)."""
     CHAIN = 1
-    """What the place was found to depend on, such as the block before."""
+    """The facts on which the place was found to depend, such as the block before."""
     WHOLE = 2
     """The whole architecture, which is a single row."""
 

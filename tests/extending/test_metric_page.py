@@ -2,33 +2,21 @@
 
 import csv
 import json
-import re
-import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from esm_host import load_timing
+from tests.extending.page import PAGES, PROGRAMS, code_of, command, serving
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending" / "metric.md"
-PROGRAMS = {
-    "esm-agent": [sys.executable, "-m", "esm_agent.cli"],
-    "esm-host": [sys.executable, "-c", "from esm_host.cli import main; main()"],
-}
+PAGE = PAGES / "metric.md"
 
 
 def blocks(language: str) -> list[str]:
     """Code of the page in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.M | re.S)
-
-
-def command(text: str) -> list[str]:
-    """Arguments of a command of the page, run by this interpreter."""
-    program, *arguments = shlex.split(text)
-    return [*PROGRAMS[program], *arguments]
+    return code_of(PAGE.read_text(), language)
 
 
 @pytest.fixture
@@ -38,18 +26,8 @@ def agent(tmp_path: Path) -> Iterator[str]:
     name = code.partition("\n")[0].removeprefix("# ")
     assert code.count("\n") < 60
     (tmp_path / name).write_text(code)
-    serve = [*command(blocks("shell")[0]), "--port", "0", "--until-stdin-closes"]
-    process = subprocess.Popen(
-        serve, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().split()[-1]
-    finally:
-        process.stdin.close()
-        process.wait(timeout=30)
-        process.stdout.close()
+    with serving(command(blocks("shell")[0]), tmp_path) as address:
+        yield address
 
 
 def test_the_metric_is_in_every_output(agent: str, tmp_path: Path) -> None:

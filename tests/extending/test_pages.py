@@ -19,11 +19,11 @@ from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models import spaces
 from esm_protos.plugins import Family
+from tests.extending.page import PAGES, code_of
 from tests.helpers import undraw
 from tests.host.fake_campaign import latency
 
 ROOT = Path(__file__).parents[2]
-PAGES = ROOT / "docs" / "extending"
 FAMILIES = {
     "space": spaces.FAMILY,
     "encoding": encoding.FAMILY,
@@ -43,7 +43,7 @@ class Page:
     file: Path
 
     def blocks(self, language: str) -> list[str]:
-        return re.findall(rf"^```{language}\n(.*?)^```", self.text, re.M | re.S)
+        return code_of(self.text, language)
 
     @property
     def commands(self) -> list[list[str]]:
@@ -54,7 +54,7 @@ class Page:
 @pytest.fixture(params=FAMILIES)
 def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
     text = (PAGES / f"{request.param}.md").read_text()
-    code, *_ = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    code, *_ = code_of(text, "python")
     assert len(code.splitlines()) <= MOST_LINES
     comment, name = code.partition("\n")[0].split()
     assert comment == "#"

@@ -1,7 +1,6 @@
 """The page "Add an execution provider", followed: its file is served, and its commands are run."""
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -20,15 +19,16 @@ from esm_agent.providers import make_provider
 from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app
 from esm_protos.messages import FailureKind, MeasureSpec
+from tests.extending.page import PAGES, code_of, command, serving
 from tests.helpers import ARITHMETIC
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "extending" / "provider.md").read_text()
+PAGE = (PAGES / "provider.md").read_text()
 MOST_LINES = 60
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
+    return code_of(PAGE, language)
 
 
 @pytest.fixture
@@ -62,22 +62,9 @@ def timed(words: list[str]) -> dict:
 
 @pytest.fixture
 def address(folder: Path) -> Iterator[str]:
-    program, *words = shlex.split(blocks("shell")[0])
-    assert program == "esm-agent"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "esm_agent.cli", *words, "--port", "0", "--until-stdin-closes"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().split()[-1]
-    finally:
-        process.stdin.close()
-        process.wait(timeout=30)
+    assert blocks("shell")[0].startswith("esm-agent ")
+    with serving(command(blocks("shell")[0]), folder) as address:
+        yield address
 
 
 def test_the_file_runs_on_an_agent_and_its_options_are_checked(address: str) -> None:

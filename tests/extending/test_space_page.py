@@ -17,10 +17,10 @@ from esm_models.graph import Network
 from esm_models.part_table import Rule, part_table
 from esm_models.spaces import load_space
 from esm_protos.weights import draw_weights
+from tests.extending.page import PAGES, code_of
 from tests.helpers import depth_bins
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "extending" / "space.md").read_text()
+PAGE = (PAGES / "space.md").read_text()
 FILES = {"tiny_vit.py": "TinyViT", "tiny_decoder.py": "TinyDecoder", "staged_net.py": "StagedNet"}
 MOST_LINES = 50
 TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
@@ -28,8 +28,9 @@ TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 @pytest.fixture(params=FILES)
 def plugin(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
-    (code,) = (block for block in blocks if block.startswith(f"# {request.param}\n"))
+    (code,) = (
+        block for block in code_of(PAGE, "python") if block.startswith(f"# {request.param}\n")
+    )
     assert len(code.splitlines()) < MOST_LINES
     path = tmp_path / request.param
     path.write_text(code)

@@ -252,7 +252,7 @@ def address(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def told(address: str) -> list[str]:
-    """What the agent says of each provider."""
+    """Lines of the agent about each provider."""
     return lines(address)
 
 

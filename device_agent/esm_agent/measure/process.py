@@ -130,6 +130,10 @@ class JobResult(NamedTuple):
     references: tuple[Measurement, ...] = ()
     references_problem: str = ""
 
+    def timed(self, job: Job) -> list[int]:
+        """Return the job's models that were timed, by index."""
+        return [index for index in job.models if self.measurements[index].failure is None]
+
 
 class Profiled(NamedTuple):
     """Profile of a model; None if the runtime gave none, which does not affect the latency."""
@@ -448,7 +452,7 @@ def _measure(
 
 def _profiles(sessions: Sessions, job: Job, result: JobResult, board: Board) -> Iterator[Profiled]:
     """Yield the profile of every timed model, one by one: profiling may kill the process."""
-    todo = [i for i in job.models if result.measurements[i].failure is None]
+    todo = result.timed(job)
     for position, index in enumerate(todo):
 
         def between(share: float, index: int = index, position: int = position) -> None:
@@ -470,12 +474,11 @@ def _energies(
     limit_s: float,
 ) -> Energies:
     """Return the energy of every timed model."""
-    timed = [i for i in job.models if result.measurements[i].failure is None]
     return Energies(
         measure_energy(
             sessions,
             job,
-            timed,
+            result.timed(job),
             sources,
             on_gpu,
             board.write_energy,

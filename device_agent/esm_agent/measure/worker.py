@@ -437,8 +437,7 @@ class Worker:
         finish_requested: Callable[[], bool],
     ) -> Iterator[Profiled]:
         """Yield the profiles after a result, until the process ends or time runs out."""
-        timed = [i for i in job.models if result.measurements[i].failure is None]
-        for _ in timed if job.profile_runs else ():
+        for _ in result.timed(job) if job.profile_runs else ():
             answer = self._answer(job, ends, on_progress, cancelled, finish_requested)
             if not isinstance(answer, Profiled):
                 return
@@ -454,7 +453,7 @@ class Worker:
         finish_requested: Callable[[], bool],
     ) -> Mapping[int, ModelEnergy]:
         """Return the energy of each timed model; with the reason if the process ended."""
-        timed = [i for i in job.models if result.measurements[i].failure is None]
+        timed = result.timed(job)
         if not job.energy_s or not timed:
             return {}
         why = "the measuring process ended while it profiled"

@@ -1,4 +1,4 @@
-"""What tests of research share: they have a command of their own."""
+"""Marker of the tests of research, which have a command of their own."""
 
 from pathlib import Path
 
