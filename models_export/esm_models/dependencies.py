@@ -127,7 +127,7 @@ class Dependencies:
             size = 1 if space.one_option_per_unit else max(depths)
             drawn = rng.integers(len(options), size=size)
             blocks[0, unit, : max(depths)] = options[drawn]
-        (base,) = with_first_choices(space, blocks)
+        (base,) = space.join(blocks)
         result = [base]
         for unit, block in np.argwhere(blocks[0] >= 0).tolist():
             if space.one_option_per_unit and block:
@@ -198,7 +198,7 @@ class Dependencies:
 
     def _with_choices(self, blocks: Codes, facts: Ints, values: tuple[np.int64, ...]) -> Codes:
         """Return codes with these features of the choices, and the first of all others."""
-        codes = with_first_choices(self.space, blocks[None])[0]
+        codes = self.space.join(blocks[None])[0]
         known = dict(zip(facts.tolist(), values, strict=True))
         fact = 0
         for place, options in self._choices:
@@ -242,14 +242,6 @@ def without_resolution(space: SearchSpace, codes: Codes) -> Codes:
     if space.resolutions:
         found[:, -1, 0] = 0
     return found
-
-
-def with_first_choices(space: SearchSpace, blocks: Codes) -> Codes:
-    """Return the codes of blocks with the first option of every other choice."""
-    codes = np.full((len(blocks), *space.code_shape), -1, dtype=np.int16)
-    space.blocks_of(codes)[:] = blocks
-    space.set_choices(codes, np.zeros((len(blocks), len(space.choice_sizes)), dtype=np.int64))
-    return codes
 
 
 def _row(options: Ints, features: Ints) -> int:

@@ -163,8 +163,7 @@ class Network:
             dtype: ``float32``, ``int64`` or ``bool``.
         """
         _check(dtype in _ELEMENTS, f"dtype {dtype!r} of input {name!r}: choose {_TYPES}")
-        taken = name == "output" or name in self._outputs.values() or name in self._shapes
-        _check(not taken, f"input {name!r} exists: give another name")
+        self._check_new("input", name)
         self._inputs.append(name)
         self._shapes[name] = tuple(shape)
         self._type(name, dtype)
@@ -172,12 +171,15 @@ class Network:
 
     def add_output(self, name: str, tensor: str) -> None:
         """Add an output besides the network's result, such as a cache of keys for the next run."""
-        taken = name == "output" or name in self._outputs.values() or name in self._shapes
-        _check(not taken, f"output {name!r} exists: give another name")
+        self._check_new("output", name)
         made = any(tensor in node.output for node in self._nodes)
         if not made or tensor in self._outputs:  # an output has an operator of its own
             tensor = self._add("Identity", [tensor], self._shapes[tensor])
         self._outputs[tensor] = name
+
+    def _check_new(self, what: str, name: str) -> None:
+        taken = name == "output" or name in self._outputs.values() or name in self._shapes
+        _check(not taken, f"{what} {name!r} exists: give another name")
 
     def parameter(self, *shape: int) -> str:
         """Add a free parameter, such as a class token or position embeddings."""

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_models.dependencies import Dependencies, with_first_choices, without_resolution
+from esm_models.dependencies import Dependencies, without_resolution
 from esm_models.errors import InvalidSpaceError
 from esm_models.parts import Part, parts_of
 from esm_models.space import Codes, SearchSpace
@@ -143,7 +143,7 @@ class PartTable:
             version = self.version
             blocks = self._dependencies.showcase()
             if self.additive:
-                blocks = with_first_choices(self.space, self.space.showcase())
+                blocks = self.space.join(self.space.showcase())
             if not len(blocks):
                 break
             for side in self.space.resolutions or (self.space.resolution,):
@@ -341,7 +341,6 @@ def _random_blocks(space: SearchSpace, n: int) -> Codes:
             depth = int(rng.choice(np.array(depths)))
             size = 1 if space.one_option_per_unit else depth
             row[unit, :depth] = options[rng.integers(len(options), size=size)]
-    codes = with_first_choices(space, blocks)
-    if sizes := space.choice_sizes:
-        space.set_choices(codes, rng.integers(sizes, size=(n, len(sizes))))
-    return without_resolution(space, codes)
+    sizes = space.choice_sizes
+    chosen = rng.integers(sizes, size=(n, len(sizes))) if sizes else None
+    return without_resolution(space, space.join(blocks, chosen))

@@ -625,14 +625,21 @@ class SearchSpace(ABC):
             return np.empty((len(codes), 0), dtype=np.int16)
         return codes[:, self.unit_count, : len(self.choice_sizes)]
 
-    def set_choices(self, codes: Codes, chosen: NDArray[np.integer]) -> None:
-        """Set the choices beside blocks; those of units without blocks become the first."""
-        if not self.choice_sizes:
-            return
-        self.choices_of(codes)[:] = chosen
+    def join(self, blocks: Codes, choices: NDArray[np.integer] | None = None) -> Codes:
+        """Return the codes of blocks and of the other choices, ``(n, *code_shape)``.
+
+        Args:
+            blocks: Codes of the options, ``(n, units, max_depth)``.
+            choices: Codes of the choices beside blocks, ``(n, len(choice_sizes))``; None for the
+                first of each. That of a unit without blocks becomes the first in any case.
+        """
+        codes = np.full((len(blocks), *self.code_shape), -1, dtype=np.int16)
+        self.blocks_of(codes)[:] = blocks
+        chosen = self.choices_of(codes)
+        chosen[:] = 0 if choices is None else choices
         if self.units_choose:
-            empty = (self.blocks_of(codes) < 0).all(axis=2)
-            self.choices_of(codes)[:, -self.unit_count :][empty] = 0
+            chosen[:, -self.unit_count :][(blocks < 0).all(axis=2)] = 0
+        return codes
 
     def resolution_of(self, codes: Codes) -> NDArray[np.int64]:
         """Return the input height and width of each architecture, pixels, ``(n,)``."""

@@ -31,10 +31,10 @@ def neighbours(space: SearchSpace) -> Codes:
         next((code for code in options if space.options[code].label != NOTHING), options[0])
         for options in space.block_options
     ]
-    base = np.full(space.code_shape, -1, dtype=np.int16)
+    deepest = np.full((1, space.unit_count, space.max_unit_depth), -1, dtype=np.int16)
     for unit, depths in enumerate(space.depths):
-        base[unit, : max(depths)] = usual[unit]
-    base[space.unit_count :, : len(space.choice_sizes)] = 0
+        deepest[0, unit, : max(depths)] = usual[unit]
+    (base,) = space.join(deepest)
     if space.resolutions:
         base[-1, 0] = space.resolutions.index(max(space.resolutions))
     codes = [base]

@@ -138,10 +138,7 @@ def draw_options(space: SearchSpace, unit_depths: np.ndarray, rng: np.random.Gen
     for unit, codes in enumerate(space.block_options):
         options[:, unit] = codes[numbers[:, unit]]
     present = np.arange(space.max_unit_depth) < unit_depths[..., None]
-    codes = np.full((n, *space.code_shape), -1, dtype=np.int16)
-    space.blocks_of(codes)[:] = np.where(present, options, -1)
     chosen = np.empty((n, len(space.choice_sizes)), dtype=np.int64)
     for choice, size in enumerate(space.choice_sizes):
         chosen[:, choice] = rng.integers(size, size=n)
-    space.set_choices(codes, chosen)
-    return codes
+    return space.join(np.where(present, options, -1), chosen)

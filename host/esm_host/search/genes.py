@@ -65,14 +65,13 @@ class GeneEncoding:
         depths[:] = [unit[0] for unit in space.depths]
         for gene, unit in enumerate(self._free):
             depths[:, unit] = np.array(space.depths[unit])[genes[:, gene]]
-        codes = np.full((len(genes), *space.code_shape), -1, dtype=np.int16)
-        blocks = space.blocks_of(codes)
+        shape = (len(genes), space.unit_count, space.max_unit_depth)
+        blocks = np.full(shape, -1, dtype=np.int16)
         for gene, (unit, slot) in enumerate(self._slots, start=len(self._free)):
             place = slice(None) if space.one_option_per_unit else slice(slot, slot + 1)
             blocks[:, unit, place] = space.block_options[unit][genes[:, gene, None]]
         blocks[np.arange(space.max_unit_depth) >= depths[..., None]] = -1
-        space.set_choices(codes, genes[:, self._choices])
-        return codes
+        return space.join(blocks, genes[:, self._choices])
 
     def of_codes(self, codes: Codes) -> Genes:
         """Return the genes of codes; genes without effect are 0."""
