@@ -83,6 +83,16 @@ def test_work_is_what_counting_by_hand_gives() -> None:
     assert stem.region == alone[0].region == "rest"
 
 
+def test_relu6_costs_what_relu_does() -> None:
+    net = Network((1, 8, 4, 4))
+    with net.scope("stem"):
+        x = net.relu6(net.relu(net.input))
+    (part,) = split(net, x)
+    relu, relu6 = part.operators
+    assert (relu6.kind, relu6.flops) == (relu.kind, relu.flops) == ("elementwise", 128)
+    assert relu6.bytes == relu.bytes + 4 * 2, "and its two bounds"
+
+
 def test_work_of_a_transformer_is_what_counting_by_hand_gives() -> None:
     net = Network((1, 3, 8, 8))
     tokens = net.add_input("tokens", (2, 5), "int64")

@@ -80,8 +80,16 @@ class OFAResNet50(nn.Module):
         return self.classifier(self.blocks(x).mean(dim=(2, 3)))
 
 
+class ClippedResidual(InvertedResidual):
+    """MobileNetV2's block, with ReLU6."""
+
+    def __init__(self, before: int, out: int, kernel: int, expansion: int, stride: int) -> None:
+        super().__init__(before, out, kernel, expansion, stride, False, False)
+        self.activation = F.relu6
+
+
 class Proxyless(nn.Module):
-    """ProxylessNAS on MobileNetV2, with ReLU."""
+    """ProxylessNAS on MobileNetV2."""
 
     STAGES = ((24, 2), (40, 2), (80, 2), (96, 1), (192, 2), (320, 1))
 
@@ -89,7 +97,7 @@ class Proxyless(nn.Module):
         super().__init__()
         channels, narrow = (scaled_channels(each, width_mult) for each in (32, 16))
         self.stem = same_conv(3, channels, 3, stride=2)
-        blocks = [InvertedResidual(channels, narrow, 3, 1, 1, False, False)]
+        blocks = [ClippedResidual(channels, narrow, 3, 1, 1)]
         channels = narrow
         for (base, first), unit in zip(self.STAGES, architecture.units, strict=True):
             out = scaled_channels(base, width_mult)
@@ -97,14 +105,14 @@ class Proxyless(nn.Module):
                 times = int(expansion_of(label))
                 stride = 1 if position else first
                 kernel = kernel_of(label)
-                blocks.append(InvertedResidual(channels, out, kernel, times, stride, False, False))
+                blocks.append(ClippedResidual(channels, out, kernel, times, stride))
                 channels = out
         self.blocks = nn.Sequential(*blocks)
         self.last = same_conv(channels, max(1280, scaled_channels(1280, width_mult)))
         self.classifier = nn.Linear(self.last.out_channels, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.last(self.blocks(F.relu(self.stem(images)))))
+        x = F.relu6(self.last(self.blocks(F.relu6(self.stem(images)))))
         return self.classifier(x.mean(dim=(2, 3)))
 
 
