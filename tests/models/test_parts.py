@@ -35,8 +35,8 @@ def random_codes(space: SearchSpace, n: int, seed: int = 1) -> np.ndarray:
             depth = int(rng.choice(np.array(depths)))
             size = 1 if space.one_option_per_unit else depth
             row[unit, :depth] = rng.integers(len(space.options), size=size)
-        if space.resolutions:
-            row[-1, 0] = rng.integers(len(space.resolutions))
+        if space.choice_sizes:
+            row[-1, : len(space.choice_sizes)] = rng.integers(space.choice_sizes)
     return codes
 
 
@@ -239,7 +239,7 @@ def test_what_is_looked_up_is_what_tracing_gives(space: SearchSpace) -> None:
     table.rows(codes)
     fresh = random_codes(space, 5, seed=2)
     assert counts_of(table, fresh) == traced(space, fresh)
-    assert table.additive == (not space.choices)
+    assert table.additive == (not space.choices and not space.units_choose)
 
 
 def test_every_cell_is_looked_up_as_it_is_traced() -> None:
