@@ -60,16 +60,16 @@ class Scale:
 
 SCALES = {
     "resnet": Scale(64, 0.25),
-    "mobilenetv3": Scale(96, 0.5),
+    "mobilenetv3": Scale(128, 0.5),
     "densenet": Scale(64, 0.5),
-    "nasbench201": Scale(32, 0.5),
+    "nasbench201": Scale(32, 1.0),
     "fbnet": Scale(64, 0.5),
-    "ofa": Scale(96, 0.5),
-    "ofa-resnet50": Scale(64, 0.25),
-    "proxyless": Scale(96, 0.5),
-    "autoformer": Scale(64, 0.5),
-    "mobilenetv4": Scale(96, 0.5),
-    "detector": Scale(96, 0.25, wanted_percent=95.0),
+    "ofa": Scale(128, 0.5),
+    "ofa-resnet50": Scale(64, 0.5),
+    "proxyless": Scale(128, 0.5),
+    "autoformer": Scale(96, 0.5),
+    "mobilenetv4": Scale(128, 0.5),
+    "detector": Scale(96, 0.5, wanted_percent=95.0),
 }
 OTHERS = Scale(64, 0.25)
 """Scale of a space that is not in the table."""
