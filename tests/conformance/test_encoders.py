@@ -53,6 +53,9 @@ LENGTHS = {
     ("resnet", "parts"): 74,  # units * (first or other) * options, stem and head
     ("fbnet", "scaled-fcc"): 63,
     ("ofa", "scaled-fcc"): 2 * 45 + 1,
+    ("mobilenetv4", "fcc"): 81,
+    ("mobilenetv4", "one-hot"): 9 + 3 * 11 * 9,
+    ("detector", "fcc"): 5 * 4 + 4,  # and the widths of the stages
 }
 
 

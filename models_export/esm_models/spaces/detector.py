@@ -22,23 +22,21 @@ STEP = 32
 
 
 class DetectorSpace(SearchSpace):
-    """Four backbone stages and a neck of cross-stage partial (CSP) blocks, 80 classes.
+    """Four backbone stages and a neck of cross-stage partial (CSP) modules, for 80 classes.
 
-    A stage halves the image. It splits into two branches of half its width, of which one has the
+    A stage halves the image. Its module has two branches of half its width, of which one has the
     blocks, and joins them. A block is a 1x1 and a kxk convolution. In the backbone its input is
-    added to the result. After the last stage, three pools of 5 x 5 pixels follow each other (SPPF).
-    The neck reads the last three stages: two modules on the way to the larger scales, two on the
-    way back. It is the fifth unit. Its blocks are in all four modules, which take the widths of
-    the stages.
+    added to the result. Three pools of 5x5 pixels in a row (SPPF) follow the last stage. The neck
+    reads the last three stages, with two modules towards the larger scales and two back. It is the
+    fifth unit. Its blocks are in all four modules, which have the widths of the stages.
 
     The output is (batch, boxes, 4 + 80), from the largest scale to the smallest: the distances
     from a pixel to the four sides of its box, and a score from 0 to 1 for every class.
 
-    As published: order and kind of all layers, from YOLOv5 (version 6), and the widths of the head,
-    from YOLOv8. YOLOv5's networks n and s are in the space up to their heads, with widths 1/2 and
-    1, and 1, 2, 3, 1 and 1 blocks ``k3e1``. The grid is ours: widths 1/2, 3/4 and 1, depths 1 to 3,
-    kernels 3 and 5, inner expansion 1/2 and 1. A distance is one number here, without
-    distribution. Boxes in pixels and the suppression of overlaps are left out.
+    As published: the layers and their order, from YOLOv5 (version 6), and the head, from YOLOv8. A
+    distance is one number, without the distribution of that head. YOLOv5's network n is in the
+    space up to its head: width 1/2, blocks ``k3e1``, and 1, 2, 3, 1 and 1 of them. Network s has
+    width 1. The grid is ours. Boxes in pixels and the suppression of overlaps are left out.
 
     Raises:
         InvalidSpaceError: the resolution is no multiple of 32.

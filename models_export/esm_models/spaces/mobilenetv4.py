@@ -18,19 +18,17 @@ DEPTHS = ((1, 2, 3), (4, 6, 8), (7, 9, 11))
 class MobileNetV4Space(SearchSpace):
     """MobileNetV4-Conv-M with free depth and a choice of each block.
 
-    A universal inverted bottleneck is a depthwise convolution without activation, a 1x1
-    convolution to ``expansion`` times the channels, a depthwise convolution, and a 1x1 convolution
-    without activation. Each depthwise convolution may be absent: with both it is the paper's
-    ExtraDW, with the second alone an inverted bottleneck, with the first alone ConvNext-like, and
-    with none FFN. The last depthwise convolution has the stride. If the shapes agree, the input is
-    added to the result.
+    A universal inverted bottleneck has four convolutions: depthwise, 1x1 to ``expansion`` times the
+    channels, depthwise, 1x1. The second and third have ReLU. Each depthwise convolution may be
+    absent. With both, a block is the paper's ExtraDW, with the second alone an inverted bottleneck,
+    with the first alone ConvNext-like, with none FFN. The last depthwise convolution has the
+    stride. If the shapes agree, the input is added to the result.
 
-    As published: kernels 3 and 5, the widths 80, 160 and 256 of stages that halve the image, the
-    stem of a convolution and a fused inverted bottleneck, and the head. Conv-M is one of the
-    networks, with 2, 8 and 11 blocks. The grid is ours: its expansion ratios are those of Conv-M,
-    where the paper's search has a constant 4, and its depths are 1 to 3, 4 to 8 and 7 to 11. The
-    first block of a stage is never FFN in the paper. Here it then has the stride on its first 1x1
-    convolution.
+    As published: kernels 3 and 5, the head, and stages of 80, 160 and 256 channels, each of which
+    halves the image. So is the stem, a convolution and a fused inverted bottleneck. Conv-M is one
+    of the networks, with 2, 8 and 11 blocks. The grid is ours. Its expansion ratios are those of
+    Conv-M; the paper's search has a constant 4. In the paper no stage begins with FFN. Here such a
+    block has the stride on its first 1x1 convolution.
     """
 
     name = "mobilenetv4"

@@ -965,7 +965,7 @@ def completed(line: str, **environment: str) -> tuple[list[str], set[str]]:
         ("esm-host time --device ", ["local", "pi-1", "pi-2"]),
         ("esm-host devices rename r", ["rack"]),
         ("esm-host devices group rack ", ["pi-1", "pi-2"]),
-        ("esm-host profile --space m", ["mobilenetv3"]),
+        ("esm-host profile --space m", ["mobilenetv3", "mobilenetv4"]),
         ("esm-host profile --encoding f", ["fcc", "fc", "feature"]),
         ("esm-host profile --predictor ml", ["mlp", "mlp-esm", "mlp-small", "mlp-large"]),
         (
