@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
+from esm_host.workflows import profile
 from tests.helpers import undraw
 from tests.host.fake_campaign import latency, number_blocks
 from tests.postgres import Server, serving
@@ -32,6 +33,15 @@ def shared_store(postgres: Server, _shared: str) -> Iterator[str]:
     """URL of an empty database."""
     yield _shared
     postgres.empty(_shared)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def draw() -> Iterator[Callable[..., None]]:
+    """Campaigns draw no plots: they take longer than the rest. Returns what draws them."""
+    drawing = profile._draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profile, "_draw", lambda folder, run: None)
+        yield drawing
 
 
 @pytest.fixture

@@ -197,6 +197,7 @@ LIBRARIES = {
 REAL = {
     ("openvino", "no_such_option=1"): "no_such_option",
     ("openvino", "device_type=NO_SUCH"): "the OpenVINO provider did not load",
+    ("openvino", "device_type=NPU"): "the OpenVINO provider did not load: [ERROR] [OpenVINO] Device NPU",
     ("openvino", "cache_dir=/tmp/x"): "options may not name files",
     ("openvino", "load_config=no.json"): "the OpenVINO provider did not load",
     ("qnn", "backend_type=cpu"): "did not run on QNN",

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -68,10 +68,12 @@ def assert_refused(result: Result, code: int, *words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A campaign on this machine, through a real agent."""
+def finished(tmp_path_factory: pytest.TempPathFactory, draw: Callable[..., None]) -> Path:
+    """A campaign on this machine, through a real agent, with its plots."""
     run = tmp_path_factory.mktemp("campaign") / "run"
-    result = esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("esm_host.workflows.profile._draw", draw)
+        result = esm_host("profile", *SMALL, "--run", run, "--target-accuracy", 1)
     assert result.exit_code == 0, result.output
     return run
 
