@@ -22,6 +22,7 @@ from esm_agent import __version__
 from esm_agent.door.access_cli import Config, pair, tokens
 from esm_agent.measure.history_cli import History, show_history
 from esm_agent.one_line import fail, one_line_errors
+from esm_agent.providers.compiled import VARIABLE as COMPILED_CACHE
 from esm_protos.addresses import check_host, join
 from esm_protos.commands import Commands
 from esm_protos.messages import DEFAULT_PORT
@@ -223,7 +224,7 @@ def serve(
     compiled_cache: Annotated[
         Path | None,
         typer.Option(
-            envvar="ESM_AGENT_COMPILED_CACHE",
+            envvar=COMPILED_CACHE,
             metavar="FOLDER",
             help="Folder for compiled models of execution providers that can write them, up to "
             "4G. A model that is in it loads faster. By default, every load compiles.",
@@ -275,7 +276,7 @@ def serve(
             fail(2, f"--compiled-cache {compiled_cache}: {error.strerror}, give another folder")
         if compiled_cache.stat().st_mode & 0o022:  # the agent runs what others put there
             fail(2, f"--compiled-cache {compiled_cache}: others may write to it; chmod 700 it")
-        os.environ["ESM_AGENT_COMPILED_CACHE"] = str(compiled_cache.absolute())
+        os.environ[COMPILED_CACHE] = str(compiled_cache.absolute())
     try:
         if metrics_port is not None:
             counters = PrometheusMetrics(metrics_host, metrics_port)

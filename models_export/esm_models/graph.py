@@ -263,6 +263,10 @@ class Network:
     def relu(self, x: str) -> str:
         return self._add("Relu", [x], self._shapes[x])
 
+    def relu6(self, x: str) -> str:
+        """Add min(max(x, 0), 6), as in MobileNetV2."""
+        return self._add("Clip", [x, self.constant(0.0), self.constant(6.0)], self._shapes[x])
+
     def hard_swish(self, x: str) -> str:
         return self._add("HardSwish", [x], self._shapes[x])
 

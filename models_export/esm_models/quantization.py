@@ -179,6 +179,12 @@ class _Quantizer:
             made = self.source(output, rectified.mean, rectified.variance)
             made.unsigned = kind == "Relu"
             return made
+        bounds = [self.known[name].mean for name in node.input[1:] if name in self.known]
+        if kind == "Clip" and len(bounds) == 2:
+            clipped = _clipped(moments, *bounds)
+            made = self.source(output, clipped.mean, clipped.variance)
+            made.unsigned, made.bound = bounds[0] >= 0, max(map(abs, bounds))
+            return made
         if kind in ("HardSigmoid", "Sigmoid"):
             made = self.source(output, 0.5, 0.25)  # 0 or 1 for large numbers
             made.unsigned, made.bound = True, 1.0
@@ -284,7 +290,9 @@ def quantize(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
     rectified = {
         node.input[0]
         for node in graph.node
-        if node.op_type == "Relu" and readers[node.input[0]] == 1 and node.input[0] not in outputs
+        if node.op_type in ("Relu", "Clip")
+        and readers[node.input[0]] == 1
+        and node.input[0] not in outputs
     }
     # What enters no int8 arithmetic: integers, and numbers that follow from constants alone.
     plain = {value.name for value in graph.input if not _is_float(value)} | {""}
@@ -338,7 +346,7 @@ def quantize(graph: GraphProto, shapes: Mapping[str, Shape]) -> GraphProto:
         constant = any(n in plain for n in node.input) and node.op_type in _ELEMENTWISE
         for place, output in enumerate(node.output):
             work.signals[output] = signal
-            if output in rectified:  # fused with the following Relu
+            if output in rectified:  # fused with the following activation
                 continue
             if constant:
                 floating.append(output)
@@ -375,3 +383,13 @@ def _rectified(moments: _Moments) -> _Moments:
     mean = moments.mean * above + deviation * density
     square = moments.square * above + moments.mean * deviation * density
     return _Moments(mean, square - mean**2)
+
+
+def _clipped(moments: _Moments, low: float, high: float) -> _Moments:
+    """Return the moments of min(max(x, low), high) for a normal x."""
+    above, beyond = (
+        _rectified(_Moments(moments.mean - end, moments.variance)) for end in (low, high)
+    )
+    mean = above.mean - beyond.mean
+    square = above.square - beyond.square - 2 * (high - low) * beyond.mean
+    return _Moments(low + mean, max(square - mean**2, 0.0))

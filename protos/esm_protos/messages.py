@@ -378,7 +378,7 @@ class EnergySensor:
         covers: What it measures: ``"package"``, ``"board"``, ``"gpu"``, ``"battery"``, or the text
             of a user's class.
         resolution_j: Smallest step of its value, joules; 0: unknown.
-        tick_s: Time between two new values, seconds.
+        tick_s: Time between two new values, seconds; 0: unknown.
         problem: Reason why it does not work; empty if it does.
         fix: Remedy; empty if there is none.
     """
@@ -395,8 +395,10 @@ class EnergySensor:
         """Description on one line."""
         if self.problem:
             return f"{self.name}: {self.problem}" + (f": {self.fix}" if self.fix else "")
-        step = f"steps of {self.resolution_j:.3g} J, " if self.resolution_j else ""
-        return f"{self.name}: covers the {self.covers}, {step}a value every {self.tick_s:.3g} s"
+        about = [f"{self.name}: covers the {self.covers}"]
+        about += [f"steps of {self.resolution_j:.3g} J"] if self.resolution_j else []
+        about += [f"a value every {self.tick_s:.3g} s"] if self.tick_s else []
+        return ", ".join(about)
 
 
 NOT_FOUND = "not found"
@@ -465,7 +467,11 @@ class DeviceInfo:
         for unusable in self.unusable_providers:
             if unusable.name == provider:
                 return f"{unusable.line}: choose {', '.join(self.providers)}"
-        return unknown("execution provider", provider, self.providers, where=where)
+        choices = (
+            f"choose {', '.join(self.providers)}; esm-agent providers {where} tells why others do "
+            "not work"
+        )
+        return unknown("execution provider", provider, self.providers, where=where, choices=choices)
 
     def identity(self, provider: str = "cpu") -> dict[str, str | int]:
         """Return the facts that identify a device and provider.

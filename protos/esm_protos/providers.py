@@ -152,6 +152,11 @@ class ProviderInfo:
         ):
             raise DeclarationError(f"identity is {self.identity!r}: give a dict of texts")
 
+    def changes(self, given: Mapping[str, str]) -> dict[str, str]:
+        """Return the given values that are not the defaults of the table."""
+        defaults = {option.name: option.default for option in self.options}
+        return {name: value for name, value in given.items() if value != defaults.get(name)}
+
     def complete(self, given: Mapping[str, str]) -> dict[str, str]:
         """Return a value for every option, in the table's order: the given one or its default.
 

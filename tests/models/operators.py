@@ -154,6 +154,12 @@ OPERATORS: dict[str, Operator] = {
     "softmax-channels": Operator(
         IMAGE, lambda net, x: net.softmax(x, axis=1), lambda w, x: x.softmax(1), "softmax"
     ),
+    "relu6": Operator(
+        SEQUENCE,
+        lambda net, x: net.relu6(net.multiply(x, net.constant([5.0]))),
+        lambda w, x: F.relu6(5 * x),
+        "relu6",
+    ),
     "gelu": Operator(SEQUENCE, lambda net, x: net.gelu(x), lambda w, x: F.gelu(x), "gelu"),
     "silu": Operator(SEQUENCE, lambda net, x: net.silu(x), lambda w, x: F.silu(x), "silu"),
     "sigmoid": Operator(

@@ -35,8 +35,8 @@ def random_codes(space: SearchSpace, n: int, seed: int = 1) -> np.ndarray:
             depth = int(rng.choice(np.array(depths)))
             size = 1 if space.one_option_per_unit else depth
             row[unit, :depth] = rng.integers(len(space.options), size=size)
-        if space.resolutions:
-            row[-1, 0] = rng.integers(len(space.resolutions))
+        if space.choice_sizes:
+            row[-1, : len(space.choice_sizes)] = rng.integers(space.choice_sizes)
     return codes
 
 
@@ -81,6 +81,16 @@ def test_work_is_what_counting_by_hand_gives() -> None:
     assert (linear.kind, linear.macs, linear.weight_bytes) == ("linear", 2 * 80, 4 * 90)
     assert block.region == "unit1"
     assert stem.region == alone[0].region == "rest"
+
+
+def test_relu6_costs_what_relu_does() -> None:
+    net = Network((1, 8, 4, 4))
+    with net.scope("stem"):
+        x = net.relu6(net.relu(net.input))
+    (part,) = split(net, x)
+    relu, relu6 = part.operators
+    assert (relu6.kind, relu6.flops) == (relu.kind, relu.flops) == ("elementwise", 128)
+    assert relu6.bytes == relu.bytes + 4 * 2, "and its two bounds"
 
 
 def test_work_of_a_transformer_is_what_counting_by_hand_gives() -> None:
@@ -229,7 +239,7 @@ def test_what_is_looked_up_is_what_tracing_gives(space: SearchSpace) -> None:
     table.rows(codes)
     fresh = random_codes(space, 5, seed=2)
     assert counts_of(table, fresh) == traced(space, fresh)
-    assert table.additive == (not space.choices)
+    assert table.additive == (not space.choices and not space.units_choose)
 
 
 def test_every_cell_is_looked_up_as_it_is_traced() -> None:

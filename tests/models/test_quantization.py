@@ -19,6 +19,7 @@ from esm_models.architecture import Architecture
 from esm_models.errors import InvalidSpaceError
 from esm_models.graph import NEWEST_OPSET, OPSET, Network
 from esm_models.parts import parts_of
+from esm_models.quantization import _clipped, _Moments
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
 from esm_protos.weights import draw_weights
@@ -26,16 +27,19 @@ from tests.models import operators as operators_of_all_kinds
 
 ROOT = Path(__file__).parents[2]
 
-SPACES = ("resnet", "mobilenetv3", "densenet", "nasbench201", "fbnet", "ofa")
+SPACES = (
+    *("resnet", "mobilenetv3", "densenet", "nasbench201", "fbnet", "ofa"),
+    *("proxyless", "mobilenetv4", "detector"),
+)
 OWN = f"{ROOT / 'tests' / 'host' / 'own_spaces.py'}:PlainNet"
 
 FLOATING = {"HardSwish", "HardSigmoid", "BatchNormalization"}
 """Without an int8 kernel. ``Mul`` and ``Sub`` are of HardSwish and of cells without an edge."""
 INTEGER = {
     *("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QGemm"),
-    *("QLinearAdd", "QLinearMul", "QLinearConcat"),
+    *("QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearSigmoid"),
     *("QLinearAveragePool", "QLinearGlobalAveragePool", "MaxPool", "NhwcMaxPool"),
-    *("Transpose", "Reshape", "Flatten"),
+    *("Transpose", "Reshape", "Flatten", "Resize"),
 }
 
 
@@ -120,7 +124,7 @@ def test_every_product_is_between_conversions(case: Case) -> None:
         assert weight.op_type == "QuantizeLinear"
         assert types[weight.input[0]] == TensorProto.FLOAT
         reader = readers[node.output[0]]
-        if reader.op_type == "Relu":
+        if reader.op_type in ("Relu", "Clip"):
             reader = readers[reader.output[0]]
         assert reader.op_type == "QuantizeLinear"
 
@@ -161,7 +165,7 @@ def test_the_runtime_computes_in_integers(case: Case, tmp_path: Path) -> None:
     model = onnx.load(path)
     found, asked = operators(model), operators(onnx.load_from_string(case.plain_data))
     assert found["QLinearConv"] == asked["Conv"] > 0
-    assert found["QGemm"] == asked["Gemm"] == 1
+    assert found["QGemm"] == asked["Gemm"] == (case.space.name != "detector")
     allowed = INTEGER | (asked.keys() & (FLOATING | {"Sub"}))
     if "HardSwish" in allowed:  # a function, of which this is made
         allowed |= {"HardSigmoid", "Mul"}
@@ -179,7 +183,9 @@ def test_the_output_is_about_that_of_float32(case: Case) -> None:
     assert 0.4 < output.std() / plain.std() < 2.5
 
 
-@pytest.mark.parametrize("name", ["resnet", "mobilenetv3", "fbnet", OWN], ids=str)
+@pytest.mark.parametrize(
+    "name", ["resnet", "mobilenetv3", "fbnet", "proxyless", "detector", OWN], ids=str
+)
 def test_parts_are_int8_as_well_and_cost_what_they_cost(name: str) -> None:
     space, plain = int8_space(name), int8_space(name, "float32")
     architecture = space.extremes()[0]
@@ -273,6 +279,29 @@ def test_every_operator_is_int8_wherever_it_stands(operator: str, between: bool)
 
     integer, plain = outcome("int8"), outcome("float32")
     assert np.corrcoef(integer.ravel(), plain.ravel())[0, 1] > 0.95
+
+
+def test_relu6_has_the_whole_range_of_its_integers(tmp_path: Path) -> None:
+    """So that the runtime leaves the clip to the conversion."""
+    net = Network((1, 8, 8, 8), dtype="int8")
+    x = net.conv(net.relu6(net.conv(net.input, 8)), 8)
+    path = tmp_path / "optimized.onnx"
+    data = net.serialize("graph", x)
+    loaded(data, path)
+    scales = {t.name: t for t in onnx.load_from_string(data).graph.initializer}
+    scale = onnx.numpy_helper.to_array(scales["clip1.out.scale"])
+    assert float(scale) == pytest.approx(6 / 255)
+    found = operators(onnx.load(path))
+    assert found["QLinearConv"] == 2
+    assert "Clip" not in found
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (1.0, 4.0), (5.0, 3.0), (-2.0, 1.0)])
+def test_moments_of_clipped_numbers(mean: float, deviation: float) -> None:
+    drawn = np.random.default_rng(0).normal(mean, deviation, 1_000_000).clip(0, 6)
+    found = _clipped(_Moments(mean, deviation**2), 0.0, 6.0)
+    assert found.mean == pytest.approx(drawn.mean(), abs=0.01)
+    assert found.variance == pytest.approx(drawn.var(), abs=0.02)
 
 
 # The setting

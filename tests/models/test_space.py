@@ -474,7 +474,7 @@ def test_load_space_by_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
-        *(("resnett", "resnet"), ("mobilenet", "mobilenetv3"), ("dense", "densenet")),
+        *(("resnett", "resnet"), ("mobilnetv3", "mobilenetv3"), ("dense", "densenet")),
         *(("nasbench", "nasbench201"), ("fbnt", "fbnet")),
     ],
 )

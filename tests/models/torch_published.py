@@ -6,7 +6,8 @@ are read in the order in which a graph makes them (:func:`load_in_order`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import onnx
@@ -80,8 +81,16 @@ class OFAResNet50(nn.Module):
         return self.classifier(self.blocks(x).mean(dim=(2, 3)))
 
 
+class ClippedResidual(InvertedResidual):
+    """MobileNetV2's block, with ReLU6."""
+
+    def __init__(self, before: int, out: int, kernel: int, expansion: int, stride: int) -> None:
+        super().__init__(before, out, kernel, expansion, stride, False, False)
+        self.activation = F.relu6
+
+
 class Proxyless(nn.Module):
-    """ProxylessNAS on MobileNetV2, with ReLU."""
+    """ProxylessNAS on MobileNetV2."""
 
     STAGES = ((24, 2), (40, 2), (80, 2), (96, 1), (192, 2), (320, 1))
 
@@ -89,7 +98,7 @@ class Proxyless(nn.Module):
         super().__init__()
         channels, narrow = (scaled_channels(each, width_mult) for each in (32, 16))
         self.stem = same_conv(3, channels, 3, stride=2)
-        blocks = [InvertedResidual(channels, narrow, 3, 1, 1, False, False)]
+        blocks = [ClippedResidual(channels, narrow, 3, 1, 1)]
         channels = narrow
         for (base, first), unit in zip(self.STAGES, architecture.units, strict=True):
             out = scaled_channels(base, width_mult)
@@ -97,14 +106,14 @@ class Proxyless(nn.Module):
                 times = int(expansion_of(label))
                 stride = 1 if position else first
                 kernel = kernel_of(label)
-                blocks.append(InvertedResidual(channels, out, kernel, times, stride, False, False))
+                blocks.append(ClippedResidual(channels, out, kernel, times, stride))
                 channels = out
         self.blocks = nn.Sequential(*blocks)
         self.last = same_conv(channels, max(1280, scaled_channels(1280, width_mult)))
         self.classifier = nn.Linear(self.last.out_channels, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.last(self.blocks(F.relu(self.stem(images)))))
+        x = F.relu6(self.last(self.blocks(F.relu6(self.stem(images)))))
         return self.classifier(x.mean(dim=(2, 3)))
 
 
@@ -155,6 +164,167 @@ class AutoFormer(nn.Module):
         return self.classifier(self.norm(self.blocks(x))[:, 1:].mean(dim=1))
 
 
+class UniversalInvertedBottleneck(nn.Module):
+    """Depthwise, 1x1 and ReLU, depthwise and ReLU, 1x1; a kernel of 0 leaves a depthwise out."""
+
+    def __init__(
+        self, before: int, out: int, start: int, middle: int, expansion: int, stride: int
+    ) -> None:
+        super().__init__()
+        inner = before * expansion
+        first, second = (stride, 1) if start and not middle else (1, stride)
+        self.start = same_conv(before, before, start, first, groups=before) if start else None
+        self.expand = same_conv(before, inner, stride=1 if start or middle else stride)
+        self.middle = same_conv(inner, inner, middle, second, groups=inner) if middle else None
+        self.project = same_conv(inner, out)
+        self.residual = stride == 1 and before == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.start is None else self.start(x)
+        y = F.relu(self.expand(y))
+        y = y if self.middle is None else F.relu(self.middle(y))
+        y = self.project(y)
+        return x + y if self.residual else y
+
+
+class MobileNetV4(nn.Module):
+    """MobileNetV4-Conv-M."""
+
+    def __init__(self, architecture: Architecture, width_mult: float) -> None:
+        super().__init__()
+        stem, fused, *widths, last, features = (
+            scaled_channels(each, width_mult) for each in (32, 48, 80, 160, 256, 960, 1280)
+        )
+        self.stem = same_conv(3, stem, 3, stride=2)
+        self.fused = same_conv(stem, 4 * stem, 3, stride=2)
+        self.project = same_conv(4 * stem, fused)
+        blocks, channels = [], fused
+        for width, unit in zip(widths, architecture.units, strict=True):
+            for position, label in enumerate(unit):
+                start, middle, expansion = map(int, re.findall(r"\d+", label))
+                stride = 1 if position else 2
+                blocks.append(
+                    UniversalInvertedBottleneck(channels, width, start, middle, expansion, stride)
+                )
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.last = same_conv(channels, last)
+        self.features = same_conv(last, features)
+        self.classifier = nn.Linear(features, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.project(F.relu(self.fused(F.relu(self.stem(images)))))
+        x = F.relu(self.last(self.blocks(x))).mean(dim=(2, 3), keepdim=True)
+        return self.classifier(F.relu(self.features(x)).flatten(1))
+
+
+class SiLUConv(nn.Sequential):
+    """Convolution and SiLU."""
+
+    def __init__(self, before: int, out: int, kernel: int = 1, stride: int = 1) -> None:
+        padding = (kernel - 1) // 2  # 2 of the stem's 6
+        super().__init__(nn.Conv2d(before, out, kernel, stride, padding), nn.SiLU())
+
+
+class C3(nn.Module):
+    """YOLOv5's C3 with bottlenecks of their own kernels and expansions."""
+
+    def __init__(self, before: int, out: int, labels: Sequence[str], shortcut: bool) -> None:
+        super().__init__()
+        inner = scaled_channels(Fraction(out, 2), 1)
+        self.shortcut = shortcut
+        self.cv1, self.cv2 = SiLUConv(before, inner), SiLUConv(before, inner)
+        blocks = []
+        for label in labels:
+            middle = scaled_channels(inner * expansion_of(label), 1)
+            last = SiLUConv(middle, inner, kernel_of(label))
+            blocks.append(nn.Sequential(SiLUConv(inner, middle), last))
+        self.m = nn.ModuleList(blocks)
+        self.cv3 = SiLUConv(2 * inner, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, other = self.cv1(x), self.cv2(x)
+        for block in self.m:
+            y = y + block(y) if self.shortcut else block(y)
+        return self.cv3(torch.cat((y, other), 1))
+
+
+class SPPF(nn.Module):
+    """Three pools in a row."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = scaled_channels(Fraction(channels, 2), 1)
+        self.cv1, self.cv2 = SiLUConv(channels, inner), SiLUConv(4 * inner, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        y = F.max_pool2d(x, 5, 1, 2)
+        z = F.max_pool2d(y, 5, 1, 2)
+        return self.cv2(torch.cat((x, y, z, F.max_pool2d(z, 5, 1, 2)), 1))
+
+
+class Branch(nn.Sequential):
+    """Two convolutions and the numbers of one scale, of boxes or of classes."""
+
+    def __init__(self, before: int, width: int, numbers: int) -> None:
+        last = nn.Conv2d(width, numbers, 1)
+        super().__init__(SiLUConv(before, width, 3), SiLUConv(width, width, 3), last)
+
+
+class Detector(nn.Module):
+    """YOLOv5 with the head of YOLOv8, without its distributions."""
+
+    def __init__(self, architecture: Architecture, width_mult: float) -> None:
+        super().__init__()
+        *stages, neck = architecture.units
+        shares = [Fraction(label.removeprefix("w")) for label in architecture.unit_choices[:-1]]
+        widths = [
+            scaled_channels(base * share, width_mult)
+            for base, share in zip((64, 128, 256, 512), shares, strict=True)
+        ]
+        channels = scaled_channels(Fraction(widths[0], 2), 1)
+        self.stem = SiLUConv(3, channels, 6, 2)
+        self.stages = nn.ModuleList()
+        for width, labels in zip(widths, stages, strict=True):
+            down = SiLUConv(channels, width, 3, 2)
+            self.stages.append(nn.Sequential(down, C3(width, width, labels, shortcut=True)))
+            channels = width
+        self.pool = SPPF(channels)
+        _, small, middle, large = widths
+        self.up_large = SiLUConv(large, middle)
+        self.top_middle = C3(2 * middle, middle, neck, False)
+        self.up_middle = SiLUConv(middle, small)
+        self.top_small = C3(2 * small, small, neck, False)
+        self.down_small = SiLUConv(small, small, 3, 2)
+        self.middle = C3(2 * small, middle, neck, False)
+        self.down_middle = SiLUConv(middle, middle, 3, 2)
+        self.large = C3(2 * middle, large, neck, False)
+        boxes, scores = max(16, scaled_channels(Fraction(small, 4), 1)), max(small, 80)
+        self.heads = nn.ModuleList(
+            nn.ModuleList((Branch(width, boxes, 4), Branch(width, scores, 80)))
+            for width in (small, middle, large)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, scales = self.stem(images), []
+        for stage in self.stages:
+            x = stage(x)
+            scales.append(x)
+        _, small, middle, large = scales
+        n5 = self.up_large(self.pool(large))
+        x = self.top_middle(torch.cat((F.interpolate(n5, scale_factor=2), middle), 1))
+        n4 = self.up_middle(x)
+        small = self.top_small(torch.cat((F.interpolate(n4, scale_factor=2), small), 1))
+        middle = self.middle(torch.cat((self.down_small(small), n4), 1))
+        large = self.large(torch.cat((self.down_middle(middle), n5), 1))
+        found = []
+        for (boxes, scores), scale in zip(self.heads, (small, middle, large), strict=True):
+            numbers = torch.cat((boxes(scale), scores(scale).sigmoid()), 1)
+            found.append(numbers.flatten(2).transpose(1, 2))
+        return torch.cat(found, 1)
+
+
 def published_network(
     architecture: Architecture, resolution: int, width_mult: float, model: onnx.ModelProto
 ) -> nn.Module:
@@ -164,6 +334,10 @@ def published_network(
         network = OFAResNet50(architecture, width_mult)
     elif architecture.space == "proxyless":
         network = Proxyless(architecture, width_mult)
+    elif architecture.space == "mobilenetv4":
+        network = MobileNetV4(architecture, width_mult)
+    elif architecture.space == "detector":
+        network = Detector(architecture, width_mult)
     else:
         network = AutoFormer(architecture, width_mult, (resolution // 16) ** 2)
     load_in_order(network, model)

@@ -154,13 +154,19 @@ def test_openvino_and_the_processor_are_cases_of_one_timing(openvino: str, folde
 
 
 @pytest.mark.parametrize(
-    "option", ["no_such_option=1", "device_type=NO_SUCH", "cache_dir=/tmp/x", "load_config=no.json"]
+    "option",
+    [
+        *("no_such_option=1", "device_type=NO_SUCH", "device_type=NPU", "load_config=no.json"),
+        *("cache_dir=/tmp/x", "cache_dir=blobs", 'load_config={"CPU": {"CACHE_DIR": "blobs"}}'),
+    ],
 )
 def test_a_wrong_option_is_a_typed_refusal(openvino: str, folder: Path, option: str) -> None:
     options = ("--ep", "openvino", "--ep-option", option)
     result = timed(openvino, folder / "resnet.onnx", *options)
     assert (result["status"], result["trimmed_mean_ms"]) == ("failed", None)
-    assert result["failure"]["message"]
+    assert result["failure"]["kind"] == "invalid_input"
+    assert option in result["failure"]["message"]
+    assert "see the agent's log" not in result["failure"]["message"]
     again = timed(openvino, folder / "resnet.onnx", "--ep", "openvino")
     assert again["status"] == "success"
 

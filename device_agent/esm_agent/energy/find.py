@@ -125,9 +125,6 @@ def find_sources(
             broken.append(EnergySensor(name, covers, problem=str(error), fix=error.fix))
         else:
             working.append(source)
-    for source in working:
-        if not source.tick_s:
-            source.tick_s = measure_tick(source.joules)
     return Sources(tuple(working), (*(source.sensor() for source in working), *broken))
 
 

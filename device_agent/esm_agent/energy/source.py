@@ -33,7 +33,7 @@ class EnergySource(ABC):
     Attributes:
         name: Name in results.
         covers: Part of the device that it measures, such as ``"board"``.
-        tick_s: Time between two new values, seconds; 0: the agent measures it.
+        tick_s: Time between two new values, seconds; 0: measured before the first energy.
         resolution_j: Smallest step of the value, joules; 0: unknown.
         sampled: Whether :meth:`sample` must be called every ``tick_s``.
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from esm_agent.energy.estimate import EnergyEstimate, estimate
-from esm_agent.energy.find import Sources
+from esm_agent.energy.find import Sources, measure_tick
 from esm_agent.energy.source import EnergySource, sampling
 from esm_agent.energy.windows import Plan, plan, take_windows
 from esm_agent.measure.sessions import Job, Sessions
@@ -62,6 +62,8 @@ def measure_energy(
     if source is None:
         why = "; ".join(sensor.line for sensor in sources.sensors)
         return dict.fromkeys(models, ModelEnergy(Energy("", "", problem=f"no sensor: {why}")))
+    if problem := _without_tick(source, tick):
+        return dict.fromkeys(models, _failed(source, problem))
     chosen = plan(job.energy_s, source.tick_s)
     if not chosen.resolves:
         problem = (
@@ -96,8 +98,7 @@ def measure_energy(
                 runs, source.joules, chosen, seed, clock, time.sleep, between, tick
             )
     except Exception as error:  # anything that a sensor or a model may do
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-        return found | dict.fromkeys(runs, _failed(source, problem))
+        return found | dict.fromkeys(runs, _failed(source, _described(error)))
     for index in runs:
         one = estimate(windows, index)
         if one is None:
@@ -106,6 +107,25 @@ def measure_energy(
         else:
             found[index] = _told(one, source, chosen, job)
     return found
+
+
+def _without_tick(source: EnergySource, tick: Callable[[], None]) -> str:
+    """Measure the tick of a source that does not know it; return why that fails, if it does."""
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        tick()  # a slow counter takes longer than an inference may
+
+    try:
+        if not source.tick_s:
+            source.tick_s = measure_tick(source.joules, sleep=sleep)
+    except Exception as error:  # anything that a sensor may do
+        return _described(error)
+    return ""
+
+
+def _described(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _failed(source: EnergySource, problem: str) -> ModelEnergy:

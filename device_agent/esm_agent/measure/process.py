@@ -427,9 +427,9 @@ def _measure(
     job: Job,
     board: Board,
     sources: Sequence[MetricSource],
+    clock: timing.Clock = time.perf_counter_ns,
 ) -> JobResult:
     """Measure a block once; a model that fails is left out."""
-    clock = time.perf_counter_ns
     began = clock()
     visits = VisitMetrics(sources, board.tick)
     witness = Witness(telemetry, clock)

@@ -24,6 +24,11 @@ _LARGE_BYTES = 64 << 20
 _SLOW_REFERENCE_NS = 1_000_000_000
 """Longest inference of a reference model, ns; slower ones take too much of a block."""
 
+_LONGEST_LOAD_S = 86_400.0
+"""Time limit for loading a reference model, which may differ from block to block."""
+_OF_COMPANY = (FailureKind.OUT_OF_MEMORY, FailureKind.TIMEOUT)
+"""Failures of loading that other models may cause."""
+
 T = TypeVar("T")
 
 
@@ -135,8 +140,8 @@ class Sessions:
                 failures[index] = session
             else:
                 loaded[index] = session
-        if job.loaders > 1:  # models loading at the same time may have taken the memory
-            for index in [i for i, f in failures.items() if f.kind is FailureKind.OUT_OF_MEMORY]:
+        if job.loaders > 1:  # models loading at the same time may have taken the memory or time
+            for index in [i for i, f in failures.items() if f.kind in _OF_COMPANY]:
                 on_model(index, 1.0)
                 session = self._session(job, index)
                 if not isinstance(session, Failure):
@@ -226,7 +231,7 @@ class Sessions:
         self.references_problem = ""
         if not job.references:
             return {}
-        spec = replace(job.spec, seed=0)
+        spec = replace(job.spec, seed=0, load_timeout_s=_LONGEST_LOAD_S)
         setting = (spec.threads, spec.execution, spec.session.key)
         if self._setting != setting:
             self._setting = setting
@@ -317,6 +322,9 @@ class Sessions:
         self._tick()
         if isinstance(made, Failure):
             return made
+        if took > 1e9 * spec.load_timeout_s:  # the agent looks only now and then
+            text = f"loading took longer than {spec.load_timeout_s:g} s: give a longer load timeout"
+            return Failure(FailureKind.TIMEOUT, text)
         return Loaded(made, took)
 
     def _first_run(self, model: Loaded) -> Loaded | Failure:

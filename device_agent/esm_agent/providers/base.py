@@ -41,6 +41,8 @@ from esm_agent.measure.weightless import with_weights
 from esm_agent.providers import COMPILED
 from esm_agent.providers.compiled import Compiled, compiled_cache, key_of
 from esm_agent.providers.device_memory import DeviceMemory, check_feed
+from esm_agent.providers.file_options import names_files
+from esm_agent.providers.native_errors import error_of
 from esm_agent.providers.placement import (
     PlacedNode,
     Placement,
@@ -411,11 +413,14 @@ class Provider(Backend):
         own = known.complete(spec.provider_options)
         self._check_files(spec.provider_options)
         options, weights = session_options(model, spec)
-        with self._hooks():
-            own = self.with_threads(own, model.case.threads or spec.threads)
-            self.configure(options, own)
-            apply_settings(options, spec.session)
-            providers = [pair if pair[1] else pair[0] for pair in self.providers(own, use)]
+        try:
+            with self._hooks():
+                own = self.with_threads(own, model.case.threads or spec.threads)
+                self.configure(options, own)
+                apply_settings(options, spec.session)
+                providers = [pair if pair[1] else pair[0] for pair in self.providers(own, use)]
+        except ModelError as error:
+            raise self._to_blame(error, model, spec, use) from error
         if profile:
             profiling.enable(options, profile)
         elif not self.memory:
@@ -426,39 +431,50 @@ class Provider(Backend):
             options.add_session_config_entry("ep.context_embed_mode", "0")  # 1 ends at 2 GB
         # By default the Python API of the runtime retries with another provider after an error.
         strictly = {"enable_fallback": 0} if self.may_fall_back else {}
-        try:
-            session = self.runtime.InferenceSession(
+
+        def made() -> Any:
+            return self.runtime.InferenceSession(
                 str(model.path), options, providers=providers or None, **strictly
             )
+
+        try:
+            session = made()
         except Exception as error:
             self._check_lost(error)
             raise self._to_blame(load_error(error, model.path), model, spec, use) from error
-        del weights
-        if self.runtime_name not in session.get_providers():  # the runtime only warns
+        if self.runtime_name not in session.get_providers():  # the runtime only logs why
+            del session
             what = f"the {called(self.runtime_name)} provider did not load"
-            raise ModelError(
-                FailureKind.CRASH, f"{what}; see the agent's log{self.why_not_loading}"
-            )
+            why = error_of(made) or "see the agent's log"
+            absent = ModelError(FailureKind.CRASH, f"{what}: {why}{self.why_not_loading}")
+            raise self._to_blame(absent, model, spec, use)
+        del weights
         return session
 
     def _to_blame(
         self, error: ModelError, model: UploadedModel, spec: MeasureSpec, use: Use
     ) -> ModelError:
-        """Return the error of a model that does not load, or of the config entries if they are why.
+        """Return the error of a model that does not load, or of the options if they are why.
 
-        The runtime's message does not name an entry with a bad value.
+        They are if the model loads without them. The runtime's message may not name an option.
         """
-        entries = spec.session.session_options
-        if not entries or error.failure.kind is FailureKind.OUT_OF_MEMORY:
+        if error.failure.kind in (FailureKind.OUT_OF_MEMORY, FailureKind.INVALID_INPUT):
             return error
-        session = replace(spec.session, session_options={})
+        entries, options = spec.session.session_options, spec.provider_options
+        if entries:
+            who, given = "ONNX Runtime refuses the session options", entries
+            without = replace(spec, session=replace(spec.session, session_options={}))
+        elif options:
+            who, given = f"the provider {self.name} refuses the options", options
+            without = replace(spec, provider_options={})
+        else:
+            return error
         try:
-            self._session(model, replace(spec, session=session), use)
+            self._session(model, without, use)
         except ModelError as own:
             return own
-        given = ", ".join(f"{name}={value}" for name, value in entries.items())
-        text = f"ONNX Runtime refuses the session options {given}: {error}"
-        return ModelError(FailureKind.INVALID_INPUT, text)
+        values = ", ".join(f"{name}={value}" for name, value in given.items())
+        return ModelError(FailureKind.INVALID_INPUT, f"{who} {values}: {error}")
 
     def _check_files(self, given: Options) -> None:
         """Check that options of a client name no files of the device but those of the provider.
@@ -470,15 +486,15 @@ class Provider(Backend):
         """
         declared = {option.name for option in self.options}
         for name, value in given.items():
-            if name in declared or not any(mark in value for mark in "/\\"):
+            if name in declared or not names_files(name, value):
                 continue
             place = Path(os.path.abspath(value))
             if self.files is None or self.files not in place.parents:
                 where = f" outside {self.files}" if self.files else ""
-                text = (
-                    f"{name}={value}: options may not name files{where}; declare the option in a "
-                    "provider of your own (docs/extending/provider.md)"
-                )
+                cure = "declare the option in a provider of your own (docs/extending/provider.md)"
+                if "cache" in f"{name}{value}".lower():
+                    cure = "esm-agent serve --compiled-cache FOLDER keeps compiled models"
+                text = f"{name}={value}: options may not name files{where}; {cure}"
                 raise ModelError(FailureKind.INVALID_INPUT, text)
 
     def _feed(self, session: Any, model: UploadedModel, spec: MeasureSpec) -> Feed:

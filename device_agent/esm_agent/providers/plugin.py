@@ -28,7 +28,8 @@ _EMULATED = {
         "text",
         "htp",
         "Backend; htp emulates the accelerator on the CPU.",
-        ("htp", "cpu", "gpu", "saver", "ir"),  # the plug-in takes its default for others
+        # The plug-in takes its default for unknown ones. Its saver and ir write files.
+        ("htp", "cpu", "gpu"),
     ),
 }
 """Option without which a provider runs nothing if the CPU is its only device."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from esm_host.arguments import on_command_line
+from esm_host.campaign.warnings import campaign_warnings
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import GROUP_FACT, REFERENCE_ROUND, Store, StoredBlock
 from esm_host.dataset.table import WIDEST
@@ -62,6 +63,10 @@ def campaign_result(
         "wall_seconds": wall,
         "device_busy_seconds": busy,
         "bytes_sent": sum(block.bytes_sent for block in blocks),
+        "warnings": [
+            on_command_line(text)
+            for text in campaign_warnings(store, measurements, settings).values()
+        ],
         "device": dict(device),
         "devices": devices(store, measurements),
         "settings": settings.to_json(),

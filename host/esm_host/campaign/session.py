@@ -125,7 +125,7 @@ def open_session(
         MismatchError: the store was made with other settings or devices.
     """
     with closing(folder.open_store(make=True)) as store:
-        _check_store(store, settings, space, folder)
+        check_store(store, settings, space, folder)
         if REFERENCE_ROUND not in store.plan():
             rng = np.random.default_rng([settings.seed, 2**32])
             sampler = RandomSampler(space, settings.depth_bins(space))
@@ -180,7 +180,7 @@ def _ask_all(
     raise next(iter(errors.values()))
 
 
-def _check_store(
+def check_store(
     store: Store, settings: MeasuringSettings, space: SearchSpace, folder: RunFolder
 ) -> None:
     """Check that the store was made with the same space and settings.

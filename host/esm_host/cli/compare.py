@@ -49,9 +49,15 @@ class ComparisonOptions:
     allow: Annotated[
         list[str] | None,
         typer.Option(
-            help="Differences to accept, such as runtime,hostname: settings, facts of the device, "
-            "cases, inputs (other input shapes or types), raw (latencies as measured beside "
-            "latencies at the usual pace)."
+            metavar="NAME[,NAME...]",
+            help="Differences to accept, such as runtime,hostname. Device: hostname, machine, "
+            "cpu_model, cpu_count, runtime. Provider: provider, version, its other facts, such as "
+            "gpu, and its options by their names. Settings: protocol, runs, runs_per_visit, "
+            "warmup, trim, threads, seed, precision, max_time, min_block_s, model_timeout_s, "
+            "load_timeout_s, short_visits, long_visits, references, sessions, allow_fallback, "
+            "opt_level, execution_mode, inter_op, session_options, free_dims. Also: cases (missing "
+            "models or cases), inputs (other input shapes or types), raw (latencies as measured "
+            "beside latencies at the usual pace).",
         ),
     ] = None
     match: Annotated[

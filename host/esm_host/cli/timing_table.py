@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -91,15 +92,26 @@ def print_profiles(timing: Timing) -> None:
 
 
 def as_csv(timing: Timing) -> str:
-    """Return the results as CSV; missing values are empty."""
+    """Return the results as CSV; missing values are empty.
+
+    Options are words of a shell, such as ``device_type=CPU num_streams=2``.
+    """
     text = io.StringIO()
     data = timing.to_json()
     metrics = metrics_of(data)
     cut_short = {
         device.name: "true" if device.interrupted else "false" for device in timing.devices
     }
+    session = _options(timing.spec.session.changes())
     rows = [
-        {**_flat(row, metrics), "interrupted": cut_short[row["device"]]} for row in data["results"]
+        {
+            **_flat(row, metrics),
+            "interrupted": cut_short[row["device"]],
+            "provider_options": _options(row["provider_options"]),
+            "session_options": session,
+            "compiled": row["compiled"],
+        }
+        for row in data["results"]
     ]
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -131,6 +143,10 @@ def _flat(row: dict[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
         "verdict": row["verdict"],
         "model_sha256": row["model_sha256"],
     }
+
+
+def _options(given: Mapping[str, str]) -> str:
+    return shlex.join(f"{name}={value}" for name, value in given.items())
 
 
 def _assumed(each: dict[str, Any]) -> str:

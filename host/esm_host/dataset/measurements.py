@@ -35,6 +35,7 @@ from esm_host.evaluation.verdict import (
 )
 from esm_protos.estimates import Estimate
 from esm_protos.messages import MeasureSpec, RunOrder
+from esm_protos.metrics import THREADS_USED
 
 
 class Measurements:
@@ -160,6 +161,16 @@ class Measurements:
             measured = self._read[table.blocks[index].block_id].measurements
             found[key] = next(each.values() for each in measured if each.model_id == key)
         return found
+
+    def threads_used(self) -> float:
+        """Return the median number of threads that models used; 0 if the agent does not tell."""
+        self._blocks()
+        values = [
+            each.values().get(THREADS_USED.key)
+            for block in self._read.values()
+            for each in block.measurements
+        ]
+        return float(np.median([used for used in values if used] or [0.0]))
 
     def judgements(
         self, index: int, by_references: Sequence[tuple[Verdict, str]] = ()

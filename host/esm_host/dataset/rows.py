@@ -11,6 +11,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from esm_protos.messages import Failure, FailureKind, Measurement
+from esm_protos.metrics import THREADS_USED
 
 _FIELDS = frozenset(field.name for field in fields(Measurement))
 
@@ -45,6 +46,12 @@ def from_row(
     kind = row["failure_kind"]
     failure = Failure(FailureKind(kind), row["failure_message"]) if kind else None
     return Measurement(model_id, failure=failure, **found)
+
+
+def all_metrics(measurement: Measurement) -> dict[str, float]:
+    """Return the metrics of a measurement, with the threads that it used, which have no column."""
+    used = measurement.threads_used
+    return {**measurement.metrics, **({THREADS_USED.key: used} if used else {})}
 
 
 def plain(text: str) -> str:

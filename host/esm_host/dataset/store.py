@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from esm_host.arguments import argument
 from esm_host.dataset.database import Database, SqliteFile, detail_of
 from esm_host.dataset.migrations import migrate
-from esm_host.dataset.rows import from_row, plain, to_row
+from esm_host.dataset.rows import all_metrics, from_row, plain, to_row
 from esm_host.dataset.schema import (
     AGENT_REFERENCES,
     BLOCKS,
@@ -353,9 +353,9 @@ class Store:
 
     def _add_values(self, connection: sa.Connection, result: BlockResult) -> None:
         rows = [
-            {"block_id": result.block_id, "position": position, "metrics": dict(measured.metrics)}
+            {"block_id": result.block_id, "position": position, "metrics": metrics}
             for position, measured in enumerate(result.measurements)
-            if measured.metrics
+            if (metrics := all_metrics(measured))
         ]
         if rows:
             VALUES.create(connection, checkfirst=True)

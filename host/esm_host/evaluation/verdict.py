@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from esm_host.arguments import argument
 from esm_protos.estimates import Parts
 from esm_protos.messages import PI_THROTTLED_BITS, DeviceState
 from esm_protos.paces import Shift
-from esm_protos.statistics import MIN_ROUNDS
+from esm_protos.providers import ProviderInfo
+from esm_protos.session_settings import SessionSettings
+from esm_protos.statistics import MIN_ROUNDS, trimmed_mean
 from esm_protos.text import counted
 
 
@@ -53,6 +58,9 @@ _SLOWED = 0.25
 _QUOTA_STOPS = 0.02  # share of the periods
 _UNUSUAL_PERCENT = 5.0
 _FEW_MOMENTS = 12  # one hour: with fewer, a longer history helps most
+_MORE_THREADS = 0.5  # beyond those asked for
+_APART = 0.10  # median and trimmed mean
+_ENOUGH_RUNS = 20  # to tell a second speed from single slow runs
 _CHOSEN = {"applications_clocks_setting", "display_clock_setting"}
 """Reasons for a GPU's clock that are settings, and keep it steady."""
 
@@ -221,6 +229,48 @@ def threads_evidence(threads: int, processors: float) -> list[tuple[Verdict, str
     fix = f"give at most {int(processors)}" if processors >= 1 else "raise its CPU quota"
     what = f"{counted(threads, 'thread')} on {counted(processors, 'processor', '.3g')}"
     return [(Verdict.STABLE, f"{what}: {fix}")]
+
+
+def more_threads(provider: ProviderInfo, used: float, asked: int, session: SessionSettings) -> str:
+    """Return a warning if a model used clearly more threads than asked for; empty if not.
+
+    Args:
+        provider: Execution provider.
+        used: Number of threads that the model used.
+        asked: Number of threads that was asked for.
+        session: Settings of the session. With nodes in parallel, each has threads of its own.
+    """
+    if used <= asked + _MORE_THREADS or session.execution_mode != "sequential":
+        return ""
+    why = "it ignores the number that was asked for"
+    if provider.threads_option:
+        why = f"its option {provider.threads_option} was set to {asked}"
+    elif provider.chooses_threads:
+        why = f"it chooses their number; see whether {argument('ep_options')} can set it"
+    return f"{provider.name} used {used:.1f} threads, not {asked}: {why}"
+
+
+def runs_evidence(
+    blocks: Iterable[tuple[NDArray[np.int64], float]], trim: float
+) -> list[tuple[Verdict, str]]:
+    """Return the evidence against a mean that stands for no run, as of runs of two speeds.
+
+    Args:
+        blocks: Latencies of a model's runs in each block, shape ``(runs,)`` each, with the
+            slowdown of the device during it, which is a reason of its own.
+        trim: Share of the fastest and of the slowest runs to drop.
+    """
+    steady = (runs for runs, slowdown in blocks if slowdown <= _SLOWED)
+    many = [runs for runs in steady if len(runs) >= _ENOUGH_RUNS]
+    apart = [float(np.median(runs)) / trimmed_mean(runs, trim) - 1 for runs in many]
+    worst = max(apart, key=abs, default=0.0)
+    if abs(worst) <= _APART:
+        return []
+    text = (
+        f"the runs have more than one speed: their median is {100 * abs(worst):.0f} % "
+        f"{'above' if worst > 0 else 'below'} their trimmed mean"
+    )
+    return [(Verdict.NOISY, text)]
 
 
 def missing_references_evidence(missing: bool, why: str = "") -> list[tuple[Verdict, str]]:

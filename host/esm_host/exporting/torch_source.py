@@ -503,6 +503,10 @@ class _Operator:
         ends = f"{self._take('start', 0)}:{self._take('end', '')}"
         return lambda x: f"torch.tensor({x[0]}.shape[{ends}], device={x[0]}.device)"
 
+    def clip(self) -> _Render:
+        low, high = (float(self._argument(place)) for place in (1, 2))
+        return lambda x: f"{x[0]}.clamp({low:g}, {high:g})"
+
     def cast(self) -> _Render:
         self._expect("to", TensorProto.FLOAT, TensorProto.FLOAT)
         return lambda x: f"{x[0]}.float()"
@@ -650,7 +654,10 @@ _ALWAYS_LAYERED = (
 )
 _LAYERED = (*_ALWAYS_LAYERED, "MatMul", "Gather")
 """Operators that a layer with weights of its own can be."""
-_ARGUED = ("Reshape", "Split", "Slice", "Expand", "Resize", "Trilu", "ConstantOfShape")
+_ARGUED = (
+    *("Clip", "Reshape", "Split", "Slice", "Expand", "Resize", "Trilu"),
+    "ConstantOfShape",
+)
 
 _TRANSLATIONS: dict[str, Callable[[_Operator], _Render]] = {
     "Conv": _Operator.conv,
@@ -671,6 +678,7 @@ _TRANSLATIONS: dict[str, Callable[[_Operator], _Render]] = {
     "Transpose": _Operator.transpose,
     "Attention": _Operator.attention,
     "Cast": _Operator.cast,
+    "Clip": _Operator.clip,
     "Constant": _Operator.constant,
     "ConstantOfShape": _Operator.constant_of_shape,
     "Cos": _plain("torch.cos"),

@@ -127,10 +127,7 @@ class CampaignLoop:
             DeviceError: the device refuses or is unreachable, or too few models could be
                 measured.
         """
-        planned, finished = self._planned(), self._journal.rounds()
-        everything = self._journal.plan().values()
-        taken = {a.key for each in everything for a in each}
-        self._loop.restore(planned, taken, self._journal.checks())
+        planned, finished = self._restored(), self._journal.rounds()
         if planned and len(finished) == len(planned):
             # Evaluate again: target, budget or trusted verdicts may have changed.
             self._judge(len(finished) - 1, finished[-1]["qc"])
@@ -148,6 +145,21 @@ class CampaignLoop:
                 self._watcher.on_round(number, len(planned[number]))
             self._round(number)
             number += 1
+
+    def ended(self) -> Outcome | None:
+        """Return the outcome of a loop that has nothing left to measure; None if it goes on.
+
+        Raises:
+            DeviceError: there are too few measurements to learn from.
+        """
+        planned, finished = self._restored(), self._journal.rounds()
+        if not finished or len(finished) < len(planned):
+            return None
+        result = self._judged(finished[-1]["qc"])
+        if self._loop.ask():
+            return None
+        self._keep(len(finished) - 1, result)
+        return self._outcome(self._loop.ending)
 
     def finish(self) -> tuple[Outcome, dict[str, Any]]:
         """Train on the measurements so far; nothing is measured or stored.
@@ -171,6 +183,13 @@ class CampaignLoop:
         """Return the loop's rounds, without references and searches."""
         return [chosen for number, chosen in self._journal.plan().items() if number >= 0]
 
+    def _restored(self) -> list[list[Architecture]]:
+        """Restore the loop and return its rounds."""
+        planned = self._planned()
+        taken = {a.key for each in self._journal.plan().values() for a in each}
+        self._loop.restore(planned, taken, self._journal.checks())
+        return planned
+
     def _round(self, number: int) -> None:
         assert self._measurer is not None
         quality = self._measurer.collect(number)
@@ -183,7 +202,10 @@ class CampaignLoop:
 
     def _judge(self, number: int, qc: dict[str, Any]) -> None:
         """Train and evaluate on all measurements so far, and store the result of a round."""
-        result = self._judged(qc)
+        self._keep(number, self._judged(qc))
+
+    def _keep(self, number: int, result: dict[str, Any]) -> None:
+        """Store the result of a round."""
         self._journal.keep_round(number, result)
         self._watcher.on_evaluated(result)
 

@@ -173,6 +173,8 @@ def _next_steps(run: Run, measurements: pd.DataFrame) -> Iterator[Step]:
         )
     elif measurements["predicted_ms"].isna().all():
         yield Step("The folder lacks the held-out predictions. Write them:", resume)
+    for warning in (run.result or {}).get("warnings", ()):
+        yield Step(f"{warning[:1].upper()}{warning[1:]}.")
     if run.result is not None and run.settings.has_target and not run.result["converged"]:
         signatures = run.result.get("signatures", ())
         if all(signature["name"] != "noise" for signature in signatures):

@@ -46,6 +46,9 @@ _OF_MAX_TIME = ("max_block_s", "min_rounds")
 _LACKED = ("min_rounds", "short_visits", "references", "sessions")
 """Settings missing in older files; the intervals already include their effect."""
 
+_MOST_TOLD = 3
+"""Most differences of one name that a message lists."""
+
 _BOUNDS = {
     "trimmed_mean_ms": (1e-9, 1e12),
     "ci95_percent": (0.0, sys.float_info.max),
@@ -278,34 +281,28 @@ def compare(
         _check_numbers(timing.data, timing.name)
     first = timings[0]
     _check_arguments([each.data for each in timings], confidence, tolerance_percent, allow)
-    allowed: list[str] = []
     try:
         several = any(len(_executions(timing.data)) > 1 for timing in timings)
         itself = {name: name for name in first.data["context"]["devices"]}
         found = [_results(first.data, itself, several)]
+        differences: list[tuple[str, str]] = []
         for timing in timings[1:]:
             names = _device_names(first.data, timing.data)
-            for what, text in _differences(first, timing, names):
-                told = (
-                    text
-                    if len(timings) == 2
-                    else f"the {timing.name} differs from the base: {text}"
-                )
-                if what not in allow:
-                    raise DifferentError(f"{told}: {argument('allow')} {what} compares them anyway")
-                allowed.append(told)
+            where = "" if len(timings) == 2 else f"the {timing.name} differs from the base: "
+            differences += [
+                (what, f"{where}{text}") for what, text in _differences(first, timing, names)
+            ]
             found.append(_results(timing.data, names, several))
         found = _match_inputs(_match_names(found))
-        for text in _unmatched([timing.name for timing in timings], found):
-            if CASES not in allow:
-                raise DifferentError(
-                    f"{text}: {argument('allow')} {CASES} compares the common cases"
-                )
-            allowed.append(text)
-        for text in _different_inputs([timing.name for timing in timings], found):
-            if INPUTS not in allow:
-                raise DifferentError(f"{text}: {argument('allow')} {INPUTS} compares them anyway")
-            allowed.append(text)
+        called = [timing.name for timing in timings]
+        if has_common := bool(set.intersection(*map(set, found))):
+            differences += [(CASES, text) for text in _unmatched(called, found)]
+            differences += [(INPUTS, text) for text in _different_inputs(called, found)]
+        _check_allowed(differences, allow)
+        if not has_common:
+            have = (f"{name} has {_some(own)}" for name, own in zip(called, found, strict=True))
+            raise DifferentError(f"the timings have no case in common: {', '.join(have)}")
+        allowed = [text for _, text in differences]
         spec = first.data["context"]["spec"]
         max_latency = _Limits(limits_ms or {})
         judge = _Judge(
@@ -332,6 +329,27 @@ def compare(
     max_latency.check()
     counts = len(sides[0]), len(sides[1])
     return Comparison(confidence, tolerance_percent, changes, tuple(allowed), counts)
+
+
+def _check_allowed(differences: Sequence[tuple[str, str]], allow: Sequence[str]) -> None:
+    """Check that all differences are allowed.
+
+    Raises:
+        DifferentError: some are not; the message names all of them.
+    """
+    by_name: dict[str, list[str]] = {}
+    for what, text in differences:
+        if what not in allow:
+            by_name.setdefault(what, []).append(text)
+    if not by_name:
+        return
+    told = []
+    for texts in by_name.values():
+        more = f" (and {len(texts) - _MOST_TOLD} more)" if len(texts) > _MOST_TOLD else ""
+        told.append(f"{'; '.join(texts[:_MOST_TOLD])}{more}")
+    names = [*by_name]
+    effect = "compares the common cases" if names == [CASES] else "compares them anyway"
+    raise DifferentError(f"{'; '.join(told)}: {argument('allow')} {','.join(names)} {effect}")
 
 
 def check_timing(data: Any, name: str) -> Json:
@@ -765,13 +783,6 @@ def _some(results: Mapping[_Key, Json]) -> str:
 
 def _unmatched(names: Sequence[str], found: Sequence[Mapping[_Key, Json]]) -> Iterator[str]:
     """Yield descriptions of results that are missing in a timing."""
-    if not set.intersection(*(set(results) for results in found)):
-        raise DifferentError(
-            "the timings have no case in common: "
-            + ", ".join(
-                f"{name} has {_some(results)}" for name, results in zip(names, found, strict=True)
-            )
-        )
     for key, result in {key: each[key] for each in found for key in each}.items():
         has = [name for name, results in zip(names, found, strict=True) if key in results]
         lacks = [name for name in names if name not in has]

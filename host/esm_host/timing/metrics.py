@@ -13,6 +13,7 @@ _TAKEN = (
     *("result", "label", "name", "model", "model_sha256", "device", "batch", "threads", "shapes"),
     *("dims", "assumed", "fed", "inputs", "input_types", "status", "failure", "low_ms", "high_ms"),
     *("ci95_low_ms", "ci95_high_ms", "provider", "verdict", "warnings", "interrupted"),
+    *("provider_options", "session_options", "compiled"),
 )
 """Other columns of frames and CSV. A metric with such a key appears in JSON only."""
 

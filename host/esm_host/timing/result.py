@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from esm_host.arguments import argument, in_python
+from esm_host.arguments import in_python
 from esm_host.errors import EsmError
 from esm_host.evaluation.difference import Ratio, around, paired_ratio, unpaired_ratio
-from esm_host.evaluation.verdict import Judgement, describe_shift
+from esm_host.evaluation.verdict import Judgement, describe_shift, more_threads
 from esm_host.timing.amounts import drawn_amounts
 from esm_host.timing.energy import energy_text
 from esm_host.timing.fed import fed_text
@@ -36,12 +36,11 @@ from esm_protos.messages import (
 )
 from esm_protos.metrics import KNOWN, LATENCY, METRICS, NUMBERS, Metric
 from esm_protos.paces import Paces
+from esm_protos.providers import ProviderInfo
 from esm_protos.statistics import trimmed_mean
 from esm_protos.text import counted
 
 SCHEMA_VERSION = 3
-_MORE_THREADS = 0.5
-"""Threads used beyond those asked for, from which on a result has a warning."""
 
 Words: TypeAlias = Callable[[str], str]
 """Function that renders the marked names of arguments in a message."""
@@ -86,8 +85,7 @@ class Result:
         estimate: Estimate from all blocks; None if the model failed.
         judgement: Verdict and its reasons; None if the model failed.
         blocks: Latencies in each block, in time order; empty if the model failed.
-        own_threads: Whether the execution provider chose the number of threads.
-        threads_option: Option of the provider that the number of threads set; empty: none.
+        provider: Execution provider, as the device describes it.
     """
 
     device: str
@@ -97,8 +95,7 @@ class Result:
     estimate: Estimate | None
     judgement: Judgement | None
     blocks: tuple[BlockLatency, ...] = ()
-    own_threads: bool = False
-    threads_option: str = ""
+    provider: ProviderInfo = field(default_factory=partial(ProviderInfo, "cpu"))
 
     @property
     def failure(self) -> Failure | None:
@@ -120,20 +117,12 @@ class Result:
         if nodes := self.measurement.fallback:
             more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
             found.append(f"nodes ran on another provider: {', '.join(nodes[:3])}{more}")
-        many = self.measurement.threads_used > self.threads + _MORE_THREADS
-        # With nodes in parallel, each has the threads of its own.
-        if many and not self.failure and self.spec.session.execution_mode == "sequential":
-            found.append(self._more_threads())
+        used = self.measurement.threads_used
+        if not self.failure and (
+            more := more_threads(self.provider, used, self.threads, self.spec.session)
+        ):
+            found.append(more)
         return found
-
-    def _more_threads(self) -> str:
-        provider, used = self.spec.provider, self.measurement.threads_used
-        why = "it ignores the number that was asked for"
-        if self.threads_option:
-            why = f"its option {self.threads_option} was set to {self.threads}"
-        elif self.own_threads:
-            why = f"it chooses their number; see whether {argument('ep_options')} can set it"
-        return f"{provider} used {used:.1f} threads, not {self.threads}: {why}"
 
     @property
     def fed(self) -> str:
@@ -142,13 +131,19 @@ class Result:
 
     @property
     def conditions(self) -> str:
-        """Conditions of the latency, such as ``fed x 1x3x8x8 float32 · 1 thread · cpu``."""
+        """Conditions of the latency, such as ``fed x 1x3x8x8 float32 · 1 thread · cpu``.
+
+        Options of the provider and of the session follow where they are not as by default.
+        """
+        provider, given = self.provider, self.spec.provider_options
         threads = counted(self.threads, "thread")
-        if self.own_threads:
+        if provider.chooses_threads:
             threads = "threads: as the provider chooses"
-        changes = self.spec.session.changes().items()
-        session = [f"{name}={value}" for name, value in changes]
-        return " · ".join([f"fed {self.fed or 'nothing'}", threads, self.spec.provider, *session])
+        changes = {**provider.changes(given), **self.spec.session.changes()}
+        parts = [f"fed {self.fed or 'nothing'}", threads, self.spec.provider]
+        parts += [f"{name}={value}" for name, value in changes.items()]
+        parts += [f"compiled: {self.measurement.compiled}"] if self.measurement.compiled else []
+        return " · ".join(parts)
 
     @property
     def unusual(self) -> str | None:
@@ -245,7 +240,7 @@ class Result:
             "starts_ms": (measured.start_ns / 1e6).tolist(),
             "provider": self.spec.provider,
             "provider_options": dict(self.spec.provider_options),
-            "own_threads": self.own_threads,
+            "own_threads": self.provider.chooses_threads,
             "ran_on": dict(measured.ran_on),
             "fallback": list(measured.fallback),
             "compiled": measured.compiled or None,

@@ -17,6 +17,7 @@ from esm_host.evaluation.verdict import (
     block_evidence,
     judge_number,
     missing_references_evidence,
+    runs_evidence,
     threads_evidence,
 )
 from esm_host.timing.energy import has_energy_sensor, missing_energy
@@ -514,36 +515,38 @@ def _results(
             ]
         )
     starts_ns = [round(1e9 * start_s) for start_s in starts_s]
+    slowdowns = [block.slowdown for block, _ in estimated]
     provider = info.provider(spec.provider)
-    own_threads, option = provider.chooses_threads, provider.threads_option
     results = []
     for number, entry in enumerate(request):
         measurements = [block.measurements[number] for block in blocks]
         measurement = join(measurements, starts_ns, info.metrics)
         if measurement.failure is not None:
-            results.append(
-                Result(name, spec, entry, measurement, None, None, own_threads=own_threads)
-            )
+            results.append(Result(name, spec, entry, measurement, None, None, provider=provider))
             continue
         latencies = tuple(
             _latency(own, *each, raw) for own, each in zip(measurements, estimated, strict=True)
         )
         pooled = pool([each.estimate for each in latencies])
-        threads = 1 if own_threads else entry.model.case.threads or spec.threads
+        runs = [each.latency_ns for each in measurements]
+        threads = entry.model.case.threads or spec.threads
+        threads = 1 if provider.chooses_threads else threads
         threads = max(threads, spec.session.inter_op)
         judgement = judge_number(
             pooled.interval,
             spec.precision,
-            [*pool_evidence(evidence), *threads_evidence(threads, info.processors)],
+            [
+                *pool_evidence(evidence),
+                *runs_evidence(zip(runs, slowdowns, strict=True), spec.trim),
+                *threads_evidence(threads, info.processors),
+            ],
             pooled.parts,
             pooled.shift,
             next((block.history_problem for block in blocks if block.history_problem), ""),
             all(len(each.latency_ns) >= spec.runs for each in measurements),
         )
         results.append(
-            Result(
-                name, spec, entry, measurement, pooled, judgement, latencies, own_threads, option
-            )
+            Result(name, spec, entry, measurement, pooled, judgement, latencies, provider)
         )
     return tuple(results)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,15 +15,23 @@ from esm_host.campaign.estimate import estimate, estimate_of_blocks
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.result import campaign_result
 from esm_host.campaign.run import Run
-from esm_host.campaign.session import PATIENCE_S, CampaignDevices, connect_devices, open_session
+from esm_host.campaign.session import (
+    PATIENCE_S,
+    CampaignDevices,
+    check_store,
+    connect_devices,
+    open_session,
+)
+from esm_host.campaign.warnings import WarningMeasurer, campaign_warnings
 from esm_host.campaign.watcher import CampaignWatcher, complete, hears
 from esm_host.dataset.cost import share_of_blocks
 from esm_host.dataset.measurements import Measurements
-from esm_host.dataset.store import Store
+from esm_host.dataset.store import GROUP_FACT, Store
 from esm_host.dataset.table import Dataset
 from esm_host.encoding.base import Encoder
-from esm_host.errors import DatasetError, UsageError
+from esm_host.errors import BusyError, DatasetError, DeviceError, UsageError
 from esm_host.extension.campaign_loop import CampaignLoop, Outcome
+from esm_host.extension.informative import DeviceTimes
 from esm_host.extension.loop import Loop
 from esm_host.extension.settings import Changes, Settings
 from esm_host.extension.training import Learner
@@ -104,10 +112,75 @@ def run_campaign(
             "fewer than three blocks before the first training: too few for quality control; "
             f"give a smaller {argument('block_size')}"
         )
-    with connect_devices(settings, space, resume, patience_s, wait, watcher.warn) as found:
+    with ExitStack() as stack:
+
+        def connected(is_awaited: bool) -> CampaignDevices:
+            return stack.enter_context(
+                connect_devices(settings, space, is_awaited, patience_s, wait, watcher.warn)
+            )
+
+        try:
+            found = connected(False)
+        except (BusyError, DeviceError):
+            if stored is None:
+                raise
+            # Only a campaign that goes on needs a device.
+            if ended := _ended(settings, folder, space, encoder, watcher, stored):
+                return ended
+            found = connected(True)
         folder.prepare(resume)
         with folder.locked():
             return _run(settings, folder, space, encoder, known, found, watcher, stored)
+
+
+def _ended(
+    settings: Settings,
+    folder: RunFolder,
+    space: SearchSpace,
+    encoder: Encoder,
+    watcher: CampaignWatcher,
+    stored: Settings,
+) -> CampaignResult | None:
+    """Return the result of a resumed campaign that needs no device; None if it would measure."""
+    folder.prepare(resume=True)
+    if settings.device != stored.device or not folder.database.exists():
+        return None
+    with folder.locked(), closing(folder.open_store()) as store:
+        if not store.rounds():
+            return None
+        check_store(store, settings, space, folder)
+        measurements = Measurements(store, settings.spec, settings.raw)
+        learner = Learner(encoder, folder.predictors(settings, encoder), settings)
+        loop = Loop(space, settings, learner=learner, seconds=_device_times(store, settings))
+        outcome = CampaignLoop(loop, settings, store, measurements, None, watcher).ended()
+        if outcome is None:
+            return None
+        write_json(folder.settings, settings.to_json())
+        is_group = store.fact(GROUP_FACT) is not None
+        _warn_of_changes(stored, settings, outcome, store, False, is_group, watcher)
+        device = store.last_device()
+        return _conclude(folder, settings, store, measurements, encoder, outcome, device)
+
+
+def _warn_of_changes(
+    stored: Settings,
+    settings: Settings,
+    outcome: Outcome,
+    store: Store,
+    is_measured: bool,
+    is_group: bool,
+    watcher: CampaignWatcher,
+) -> None:
+    """Warn of each changed setting of a resumed campaign that had no effect."""
+    checked = len(store.held_out())
+    for line in without_effect(
+        stored, settings, outcome, checked=checked, is_measured=is_measured, is_group=is_group
+    ):
+        watcher.warn(line)
+
+
+def _device_times(store: Store, settings: Settings) -> DeviceTimes:
+    return lambda latency_ms: share_of_blocks(store, settings.spec).seconds(latency_ms)
 
 
 def _check_space(settings: Settings, space: SearchSpace) -> None:
@@ -186,22 +259,18 @@ def _run(
             settings,
             learner=Learner(encoder, folder.predictors(settings, encoder), settings),
             draw_first=draw_first,
-            seconds=lambda latency_ms: share_of_blocks(store, settings.spec).seconds(latency_ms),
+            seconds=_device_times(store, settings),
         )
         blocks = len(store.blocks())
-        outcome = CampaignLoop(
-            loop, settings, store, measurements, session.collector, watcher
-        ).run()
+        measurer = WarningMeasurer(
+            session.collector,
+            lambda: campaign_warnings(store, measurements, settings),
+            watcher.warn,
+        )
+        outcome = CampaignLoop(loop, settings, store, measurements, measurer, watcher).run()
         if stored is not None:
-            for line in without_effect(
-                stored,
-                settings,
-                outcome,
-                checked=len(store.held_out()),
-                is_measured=len(store.blocks()) > blocks,
-                is_group=len(found.members) > 1,
-            ):
-                watcher.warn(line)
+            is_measured, is_group = len(store.blocks()) > blocks, len(found.members) > 1
+            _warn_of_changes(stored, settings, outcome, store, is_measured, is_group, watcher)
         device = asdict(found.first)
         return _conclude(folder, settings, store, measurements, encoder, outcome, device)
 

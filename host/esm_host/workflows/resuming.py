@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from esm_host.arguments import argument
 from esm_host.extension.campaign_loop import Outcome
 from esm_host.extension.settings import Settings
 from esm_protos.text import counted
 
-_OF_MEASURING = ("device", "max_models", "verify", "budget_s", "group_tolerance_percent")
-"""Settings that only matter while a campaign measures."""
+_OF_SPEC = "load_timeout_s"
+_OF_MEASURING = (
+    *("device", "max_models", "verify", "budget_s", "group_tolerance_percent"),
+    _OF_SPEC,
+)
+"""Settings that only matter while a campaign measures; one is of the spec."""
+_NOTHING_LEFT = "nothing is left to measure"
 
 
 def without_effect(
@@ -33,12 +39,12 @@ def without_effect(
         is_group: Whether the campaign has several devices.
     """
     changed = set(_changed(stored, settings))
-    unchecked = _without_check(settings, outcome, checked) if "verify" in changed else ""
-    if unchecked:
+    unchecked = _without_check(settings, outcome, checked)
+    by_budget = settings.budget_s is not None and settings.named_budget in unchecked
+    # The budget limits the check until it is raised, however often the campaign is resumed.
+    if unchecked and ("verify" in changed or (by_budget and not is_measured)):
         yield f"{_named(settings, 'verify')} has no effect: {unchecked}"
-    limits = _used_up(settings, outcome) or (
-        settings.budget_s is not None and settings.named_budget in unchecked
-    )
+    limits = by_budget or _used_up(settings, outcome)
     if "budget_s" in changed and not (is_measured or limits):
         cure = ""
         if outcome.converged:
@@ -48,8 +54,10 @@ def without_effect(
     if "max_models" in changed and not (is_measured or limited):
         yield f"{_named(settings, 'max_models')} has no effect: {outcome.reason}"
     if "group_tolerance_percent" in changed and not (is_group and is_measured):
-        reason = "nothing is left to measure" if is_group else "the campaign has a single device"
+        reason = _NOTHING_LEFT if is_group else "the campaign has a single device"
         yield f"{_named(settings, 'group_tolerance_percent')} has no effect: {reason}"
+    if _OF_SPEC in changed and not is_measured:
+        yield f"{_named(settings, _OF_SPEC)} has no effect: {_NOTHING_LEFT}"
 
 
 def without_effect_yet(stored: Settings, settings: Settings) -> Iterator[str]:
@@ -62,13 +70,17 @@ def without_effect_yet(stored: Settings, settings: Settings) -> Iterator[str]:
 
 
 def _changed(stored: Settings, settings: Settings) -> list[str]:
-    return [name for name in _OF_MEASURING if getattr(stored, name) != getattr(settings, name)]
+    return [name for name in _OF_MEASURING if _value(stored, name) != _value(settings, name)]
+
+
+def _value(settings: Settings, name: str) -> Any:
+    return getattr(settings.spec if name == _OF_SPEC else settings, name)
 
 
 def _named(settings: Settings, name: str) -> str:
     if name == "budget_s" and settings.budget_s is not None:
         return settings.named_budget
-    return f"{argument(name)} {getattr(settings, name)}"
+    return f"{argument(name)} {_value(settings, name)}"
 
 
 def _used_up(settings: Settings, outcome: Outcome) -> bool:

@@ -20,6 +20,8 @@ SPACES = {
     "ofa-resnet50": "esm_models.spaces.ofa_resnet50:OFAResNet50Space",
     "proxyless": "esm_models.spaces.proxyless:ProxylessSpace",
     "autoformer": "esm_models.spaces.autoformer:AutoFormerSpace",
+    "mobilenetv4": "esm_models.spaces.mobilenetv4:MobileNetV4Space",
+    "detector": "esm_models.spaces.detector:DetectorSpace",
 }
 """Module and class of each search space, by name."""
 

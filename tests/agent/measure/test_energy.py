@@ -7,7 +7,8 @@ from typing import cast
 
 import pytest
 
-from esm_agent.energy.find import Sources
+from esm_agent.device.telemetry import Telemetry
+from esm_agent.energy.find import Sources, find_sources
 from esm_agent.energy.source import EnergySource
 from esm_agent.measure.block import UploadedBlock, UploadedModel
 from esm_agent.measure.energy import measure_energy
@@ -163,6 +164,48 @@ class OneModel:
 
     def run(self) -> None:
         pass
+
+
+class Counter(Constant):
+    """A counter that does not know how often it has a new value."""
+
+    name = "counter"
+    tick_s = 0.0
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def joules(self) -> float:
+        self.reads += 1
+        return 7.0 * (time.perf_counter() // 0.01)
+
+
+def test_a_counter_is_watched_only_for_an_energy(tmp_path: Path) -> None:
+    """Not by each measuring process that starts."""
+    counter = Counter()
+    found = find_sources(Telemetry(tmp_path), [counter], tmp_path)
+    assert counter.reads == 0
+    assert found.sensors[0].line == "counter: covers the meter"
+    job = Job(MeasureSpec(), {0: UploadedModel("m", Path("m.onnx"))}, energy_s=ENERGY_S)
+    sessions, ticks = cast(Sessions, OneModel()), []
+    measure_energy(
+        sessions, job, [0], found, False, lambda *_: None, lambda: ticks.append(1), lambda: True, 60
+    )
+    assert counter.tick_s > 0
+    assert len(ticks) >= counter.reads - 2, "the time-out begins anew with each look"
+
+
+def test_a_counter_that_cannot_be_watched_costs_only_the_energy() -> None:
+    class Lost(Counter):
+        def joules(self) -> float:
+            raise OSError("lost")
+
+    job = Job(MeasureSpec(), {0: UploadedModel("m", Path("m.onnx"))}, energy_s=ENERGY_S)
+    sessions, sources = cast(Sessions, OneModel()), Sources((Lost(),), ())
+    found = measure_energy(
+        sessions, job, [0], sources, False, lambda *_: None, lambda: None, lambda: True, 60
+    )
+    assert found[0].energy.problem == "OSError: lost"
 
 
 @pytest.mark.parametrize(("limit_s", "finish"), [(0.0, False), (60.0, True)])

@@ -103,6 +103,33 @@ def test_more_sessions_follow_while_a_block_goes_on_as_far_as_they_are_cheap() -
     assert device.measured(replace(spec, sessions=1))[0].session_runs() == ()
 
 
+@pytest.mark.parametrize("loaders", [1, 2])
+def test_a_load_that_takes_longer_than_its_limit_is_a_failure(tmp_path: Path, loaders: int) -> None:
+    """However short the limit is; of two at a time, one may only have waited for the other."""
+    now = 0
+
+    class Loading(Backend):
+        name = "cpu"
+
+        def load(self, model: UploadedModel, spec: MeasureSpec) -> LoadedModel:
+            nonlocal now
+            now += round(1e6 * float(model.path.read_text()))
+            return LoadedModel(lambda: None)
+
+    models = []
+    for name, milliseconds in (("quick", 50), ("slow", 1000)):
+        (path := tmp_path / name).write_text(str(milliseconds))
+        models.append(UploadedModel(name, path))
+    job = Job(MeasureSpec(load_timeout_s=0.1), dict(enumerate(models)), loaders)
+    job = job._replace(references=(models[1],))
+    sessions = Sessions({"cpu": Loading()}, lambda: now, PeakMemory())
+    loaded, failures = sessions.load(job, lambda index, share: None)
+    assert [*loaded] == [0]
+    assert failures[1].kind is FailureKind.TIMEOUT
+    assert failures[1].message == "loading took longer than 0.1 s: give a longer load timeout"
+    assert [*sessions.references(job)] == ["slow"], "a reference model has another limit"
+
+
 def test_sessions_cost_a_slow_model_no_round() -> None:
     """It has as many as without sessions: 5 of 20 s each."""
     spec = MeasureSpec(

@@ -4,13 +4,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from esm_agent.device.telemetry import Telemetry
 from esm_agent.measure.block import UploadedBlock, UploadedModel
-from esm_agent.measure.process import Witness
+from esm_agent.measure.memory import PeakMemory
+from esm_agent.measure.process import CELLS, Board, Witness, _measure
+from esm_agent.measure.sessions import Job, Sessions
 from esm_agent.measure.worker import CancelledError, Worker, WorkerUnavailableError
 from esm_agent.providers import make_provider
 from esm_protos.estimates import estimate_measured
@@ -256,22 +260,22 @@ def test_the_device_is_watched_before_during_and_after(measure: Measure) -> None
 
 
 def test_a_board_that_throttles_half_way_is_caught_in_the_act(tmp_path: Path) -> None:
-    worker = Worker(ThrottlingBackend, ThrottlingTelemetry)
-    models = []
+    """On a clock of its own: a busy machine would be slow all the time."""
+    board, spec, models = ThrottlingBackend(), MeasureSpec(runs=100, warmup=0), {}
     for index in range(4):
         path = tmp_path / f"{index}.onnx"
         path.write_text(str(index))
-        models.append(UploadedModel(f"m{index}", path))
-    try:
-        spec = MeasureSpec(runs=100, warmup=0)
-        result = worker.measure(
-            UploadedBlock("b", spec, tuple(models)), lambda progress: None, lambda: False
-        )
-    finally:
-        worker.stop()
+        models[index] = UploadedModel(f"m{index}", path)
+
+    def clock() -> int:
+        return board.now_ns
+
+    sessions = Sessions({"cpu": board}, clock, PeakMemory())
+    telemetry = cast(Telemetry, ThrottlingTelemetry())
+    result = _measure(sessions, telemetry, Job(spec, models), Board([0] * CELLS), (), clock)
     clocks = [state.clock_mhz for state in result.states[1:-1]]
     assert {(1500.0,), (940.0,)} == set(clocks)
-    block = estimate_measured(result.measurements, spec)
+    block = estimate_measured([*result.measurements.values()], spec)
     assert block.slowdown > 0.3
 
 

@@ -287,8 +287,110 @@ def test_a_client_names_no_file_of_the_device(value: str) -> None:
         assert ("outside /opt;" in str(caught.value)) == names_files
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("cache_dir", "blobs"),
+        ("CACHE_DIR", "blobs"),
+        ("cacheDir", "blobs"),
+        ("ModelCacheDirectory", "blobs"),
+        ("load_config", '{"CPU": {"CACHE_DIR": "blobs"}}'),
+        ("config_file", "x.json"),
+        ("backend_path", "libother.so"),
+        ("trt_extra_plugin_lib_paths", "libother.so"),
+        ("op_packages", "libother.so:provider"),
+        ("trt_engine_cache_enable", "1"),
+        ("trt_dump_subgraphs", "1"),
+        ("gpu_external_alloc", "140737488355327"),
+    ],
+)
+def test_an_option_that_takes_a_file_takes_none_from_a_client(option: str, value: str) -> None:
+    """A bare name is a file in the working folder."""
+    for provider in (built_in(FakeRuntime([OPENVINO])), plugin(device("AcmeEP"))):
+        spec = MeasureSpec(provider=provider.name, provider_options={option: value})
+        with pytest.raises(ModelError, match="options may not name files") as caught:
+            provider.load(MODEL, spec)
+        assert caught.value.failure.kind is FailureKind.INVALID_INPUT
+        assert ("--compiled-cache" in str(caught.value)) == ("cache" in f"{option}{value}".lower())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("trt_profile_min_shapes", "x:1x3"),
+        ("profiling_level", "basic"),
+        ("device_type", "HETERO:GPU,CPU"),
+        ("load_config", '{"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}'),
+        ("num_streams", "2"),
+    ],
+)
+def test_other_options_are_not_taken_for_files(option: str, value: str) -> None:
+    built_in(FakeRuntime())._check_files({option: value})
+
+
 def test_files_of_a_plugin_may_be_named() -> None:
     plugin(device("AcmeEP"))._check_files({"backend_path": "/opt/libbackend.so"})
+
+
+class Choosy(FakeRuntime):
+    """Has a provider that does not load with one option, and raises an error for another."""
+
+    def InferenceSession(self, path: str, options: Any, providers: list[Any], **named: Any) -> Any:
+        settings = providers[0][1] if isinstance(providers[0], tuple) else {}
+        if "no_such_option" in settings:
+            raise RuntimeError("unknown key no_such_option")
+        session = super().InferenceSession(path, options, providers, **named)
+        if settings.get("device_type") == "NPU":
+            where = "[E:onnxruntime:Default, provider_bridge_ort.cc:1 Create]"
+            os.write(2, f"\x1b[1;31m2026 {where} there is no device NPU\x1b[m\n".encode())
+            session.get_providers = lambda: [CPU]
+        return session
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"no_such_option": "1"}, "no_such_option=1: unknown key no_such_option"),
+        (
+            {"device_type": "NPU"},
+            "device_type=NPU: the OpenVINO provider did not load: there is no device NPU",
+        ),
+    ],
+)
+def test_an_option_that_a_provider_refuses_is_one_outcome(
+    options: dict[str, str], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    provider = built_in(Choosy([OPENVINO, CPU]))
+    with pytest.raises(ModelError) as caught:
+        provider.load(MODEL, MeasureSpec(provider="openvino", provider_options=options))
+    assert caught.value.failure.kind is FailureKind.INVALID_INPUT
+    assert str(caught.value) == f"the provider openvino refuses the options {words}"
+    first_run(provider.load(MODEL, MeasureSpec(provider="openvino")))
+    assert capfd.readouterr().err.count("no device NPU") == 2 * ("device_type" in options)
+
+
+def test_a_model_that_fails_without_options_too_is_to_blame_itself() -> None:
+    class Broken(FakeRuntime):
+        def InferenceSession(self, *rest: Any, **named: Any) -> Any:
+            raise RuntimeError("only convolutions")
+
+    spec = MeasureSpec(provider="openvino", provider_options={"num_streams": "2"})
+    with pytest.raises(ModelError) as caught:
+        built_in(Broken([OPENVINO, CPU])).load(MODEL, spec)
+    assert str(caught.value) == "only convolutions"
+    assert caught.value.failure.kind is FailureKind.INVALID_MODEL
+
+
+def test_a_provider_that_never_loads_says_why() -> None:
+    class Absent(Choosy):
+        def InferenceSession(self, path: str, options: Any, providers: Any, **named: Any) -> Any:
+            only = [(OPENVINO, {"device_type": "NPU"}), CPU]
+            return super().InferenceSession(path, options, only, **named)
+
+    with pytest.raises(ModelError) as caught:
+        built_in(Absent([OPENVINO, CPU])).load(MODEL, MeasureSpec(provider="openvino"))
+    assert caught.value.failure.kind is FailureKind.CRASH
+    assert str(caught.value) == "the OpenVINO provider did not load: there is no device NPU"
 
 
 # In the measuring process

@@ -11,7 +11,9 @@ from typer.testing import CliRunner, Result
 
 import esm_host
 from esm_host.cli.app import app
+from esm_host.errors import UnreachableError
 from esm_host.transport.fake import FakeProfiler
+from esm_protos.messages import DeviceInfo
 from tests.host.fake_campaign import latency
 
 SMALL = ["--resolution", 32, "--width-mult", 0.25, "--initial", 20, "--step", 10, "--bins", 2]
@@ -71,6 +73,7 @@ def test_a_larger_check_is_measured(fake: FakeProfiler, converged: Path) -> None
             ["--group-tolerance", 5],
             "--group-tolerance 5.0 has no effect: the campaign has a single device",
         ),
+        (["--load-timeout", 5], "--load-timeout 5.0 has no effect: nothing is left to measure"),
     ],
 )
 def test_a_setting_without_effect_says_so(
@@ -94,6 +97,31 @@ def test_a_check_that_the_budget_does_not_suffice_for_says_so(
         "--verify 10 has no effect: --budget 1s leaves too little device time; give more"
     )
     assert measured(tmp_path / "r") == 26
+    assert warnings(profile("--run", tmp_path / "r", "--resume", "--verify", 10)) == [line]
+
+
+def test_a_finished_campaign_needs_no_device(
+    fake: FakeProfiler, converged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent() -> DeviceInfo:
+        raise UnreachableError("no agent answers")
+
+    monkeypatch.setattr(fake, "device_info", absent)
+    resume = ("--run", converged, "--resume", "--patience", 0)
+    before = (converged / "result.json").read_text()
+    result = profile(*resume)
+    assert result.exit_code == 0, result.output
+    assert "converged: the target accuracy is reached" in result.stdout
+    assert json.loads((converged / "result.json").read_text()).keys() == json.loads(before).keys()
+    assert warnings(profile(*resume, "--verify", 4)) == [
+        "--verify 4 has no effect: the check has 6 models already"
+    ]
+    more = profile(*resume, "--verify", 10)
+    assert more.exit_code == 69, more.output
+    assert "no agent answers" in more.stderr
+    elsewhere = profile(*resume, "--device", "a:1")
+    assert elsewhere.exit_code == 69, "another address is tried"
+    assert measured(converged) == 26
 
 
 def test_a_missed_target_is_not_checked(fake: FakeProfiler, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import lzma
 import math
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -48,7 +49,7 @@ from esm_protos.messages import (
     State,
 )
 from esm_protos.older_peers import provider_table
-from esm_protos.providers import ProviderInfo
+from esm_protos.providers import ProviderInfo, ProviderOption
 from esm_protos.session_settings import SessionSettings
 from esm_protos.statistics import MIN_ROUNDS, trimmed_mean
 from tests.helpers import smallest
@@ -1164,6 +1165,49 @@ def test_tables_and_csv_name_the_provider(
     alone = esm_host_time(model, "--ep", "npu", "--runs", 40, "--json", "-")
     (entry,) = json.loads(alone.stdout)["results"]
     assert (entry["case"]["provider"], entry["provider"]) == (None, "npu")
+
+
+def test_options_that_are_not_as_by_default_stand_under_a_result(
+    fake: FakeProfiler, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = ProviderInfo("npu", options=(ProviderOption("x", "int", "1"),), open_options=True)
+    fake.providers = (ProviderInfo("cpu"), tuned)
+    answer = fake.answer
+
+    def answered(*arguments: Any) -> BlockResult:
+        block = answer(*arguments)
+        measured = (replace(each, compiled="cached") for each in block.measurements)
+        return replace(block, measurements=tuple(measured))
+
+    monkeypatch.setattr(fake, "answer", answered)
+    given = ("--ep", "npu", "--ep-option", "x=1", "--ep-option", 'config={"a": 2}')
+    options = (*given, "--opt-level", "basic", "--runs", 30)
+    told = esm_host_time(model, *options)
+    expected = '1 thread · npu · config={"a": 2} · opt_level=basic · compiled: cached'
+    assert expected in told.stdout
+    (row,) = csv.DictReader(esm_host_time(model, *options, "--csv", "-", "-q").stdout.splitlines())
+    assert list(row)[-3:] == ["provider_options", "session_options", "compiled"]
+    assert shlex.split(row["provider_options"]) == ['config={"a": 2}', "x=1"]
+    assert (row["session_options"], row["compiled"]) == ("opt_level=basic", "cached")
+
+
+def test_runs_of_two_speeds_are_not_stable(
+    fake: FakeProfiler, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = fake.answer
+
+    def answered(*arguments: Any) -> BlockResult:
+        block = answer(*arguments)
+        (measured,) = block.measurements
+        slow = np.arange(len(measured.latency_ns)) % 5 < 2
+        runs = np.where(slow, 2, 1) * measured.latency_ns
+        return replace(block, measurements=(replace(measured, latency_ns=runs),))
+
+    monkeypatch.setattr(fake, "answer", answered)
+    result = esm_host_time(model, "--runs", 100, "--json", "-")
+    (entry,) = json.loads(result.stdout)["results"]
+    assert entry["verdict"] != "stable"
+    assert "the runs have more than one speed: their median is 2" in result.stderr
 
 
 def test_usual_latencies_and_frames_are_of_each_provider(

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from esm_host.arguments import on_command_line
@@ -13,6 +14,7 @@ from esm_host.evaluation.verdict import (
     judge_again,
     judge_number,
     reference_evidence,
+    runs_evidence,
     threads_evidence,
 )
 from esm_protos.estimates import Parts
@@ -173,6 +175,27 @@ def test_more_threads_than_processors_warn(
     judgement = judge_number(0.01, 0.02, threads_evidence(threads, processors))
     assert judgement.verdict is Verdict.STABLE
     assert judgement.reasons == (() if text is None else (text,))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "text"),
+    [
+        ([[100] * 50], None),
+        ([[100] * 30 + [190] * 20], "23 % below"),
+        ([[100] * 20 + [190] * 30], "19 % above"),
+        ([[100] * 50, [100] * 30 + [190] * 20], "23 % below"),
+        ([[100] * 12 + [190] * 7], None),  # too few
+    ],
+)
+def test_runs_of_two_speeds_are_noisy(blocks: list[list[int]], text: str | None) -> None:
+    found = runs_evidence([(np.array(runs), 0.0) for runs in blocks], 0.2)
+    assert runs_evidence([(np.array(runs), 0.5) for runs in blocks], 0.2) == [], "it became slow"
+    if text is None:
+        assert found == []
+        return
+    verdict, reason = only(found)
+    assert verdict is Verdict.NOISY
+    assert reason == f"the runs have more than one speed: their median is {text} their trimmed mean"
 
 
 SLOW = Shift(value=math.log(1.14), passing=0.01, lasting=0.01, memory=math.log(1.13))

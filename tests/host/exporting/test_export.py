@@ -216,6 +216,23 @@ def test_resnet50_and_nasbench201_have_their_published_sizes() -> None:
         assert parameters(esm_host.torch_module(load_space("nasbench201"), cell)) == published + 96
 
 
+def test_mobilenetv4_and_yolov5_have_their_published_sizes() -> None:
+    conv_m = (
+        "s3m5e4 s3m3e2 | s3m5e6 2*s3m3e4 s3m5e4 s3m3e4 s3m0e4 s0m0e2 s3m0e4 | s5m5e6 s5m5e4 "
+        "2*s3m5e4 s0m0e4 s3m0e4 s3m5e2 s5m5e4 2*s0m0e4 s5m0e2"
+    )
+    assert parameters(esm_host.torch_module(load_space("mobilenetv4"), conv_m)) == 9_715_512
+    # Networks n and s without their heads of anchors: 1x1 convolutions from three scales.
+    for share, published, scales in (
+        ("1/2", 1_872_157, (64, 128, 256)),
+        ("1", 7_235_389, (128, 256, 512)),
+    ):
+        stages = " | ".join(f"w{share}: {depth}*k3e1" for depth in (1, 2, 3, 1))
+        network = esm_host.torch_module(load_space("detector"), f"{stages} | k3e1")
+        ours = parameters(network) - parameters(network.get_submodule("head"))
+        assert ours == published - 255 * (sum(scales) + 3)
+
+
 def test_fbnet_has_its_published_sizes() -> None:
     folder = os.environ.get("ESM_DATA") or ROOT.parent / "shared/data"
     path = Path(folder) / "fbnet.parquet"

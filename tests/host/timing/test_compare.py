@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from esm_host.errors import UsageError
 from esm_host.timing import compare as evaluation
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
-from esm_protos.messages import Failure, FailureKind, Model
+from esm_protos.messages import Failure, FailureKind, MeasureSpec, Model
 
 Json = dict[str, Any]
 Invoke = Callable[..., Result]
@@ -493,6 +494,38 @@ def test_cases_that_one_lacks(compare: Invoke, timing: Json, new: Json) -> None:
     assert len(result.stdout.splitlines()) == 4
     new["results"] = []
     assert_refused(compare(timing, new, "--allow", "cases"), "no case in common", "nothing")
+
+
+def test_all_differences_are_named_at_once(compare: Invoke, timing: Json, new: Json) -> None:
+    new["context"]["spec"] |= {"threads": 2, "opt_level": "basic"}
+    new["context"]["devices"]["pi4"]["info"]["runtime"] = "fake 2"
+    del new["results"][1]
+    assert_refused(
+        compare(timing, new),
+        "the setting opt_level differs: all and basic; the setting threads differs: 1 and 2; "
+        "runtime of pi4 differs: fake 1 and fake 2; only the base timing has a.onnx, batch 8, "
+        "x:8x2: --allow opt_level,threads,runtime,cases compares them anyway",
+    )
+    allowed = compare(timing, new, "--allow", "threads,opt_level,runtime,cases")
+    assert allowed.exit_code == 0, allowed.output
+    assert_refused(
+        compare(timing, new, "--allow", "threads,runtime"), "--allow opt_level,cases compares"
+    )
+    new["context"]["spec"] = timing["context"]["spec"]
+    new["context"]["devices"]["pi4"]["info"]["runtime"] = "fake 1"
+    del new["results"][1:]
+    for number in range(4):
+        extra = copy.deepcopy(new["results"][0])
+        new["results"].append({**extra, "model": f"{number}.onnx"})
+    assert_refused(compare(timing, new), "only the base timing has b.onnx, batch 1", "(and 4 more)")
+
+
+def test_the_help_lists_what_may_differ() -> None:
+    text = " ".join(CliRunner().invoke(app, ["compare", "--help"]).stdout.split())
+    settings = {*MeasureSpec().to_json()} - {"provider_options", *evaluation._OF_MAX_TIME}
+    more = (evaluation.CASES, evaluation.INPUTS, evaluation.RAW, evaluation.MAX_TIME)
+    words = set(re.findall(r"\w+", text))
+    assert words >= {*settings, *evaluation.FACTS, *more}
 
 
 def test_without_an_interval_nothing_is_said(compare: Invoke, timing: Json, new: Json) -> None:

@@ -86,7 +86,8 @@ def test_campaigns_of_too_much_are_refused(block_size: int, largest: bytes, word
     [
         (
             MeasureSpec(provider="cuda"),
-            "provider: unknown execution provider 'cuda' on the device: choose cpu",
+            "provider: unknown execution provider 'cuda' on the device: choose cpu; esm-agent "
+            "providers on the device tells why others do not work",
         ),
         (MeasureSpec(threads=9), "threads 9: the device has 1 processor, give 1, or 8 at most"),
         (MeasureSpec(max_block_s=101), "max_time_s 101: .* after 100 s.*--max-block-time"),
