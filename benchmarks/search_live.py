@@ -1,8 +1,8 @@
 """Share of a search's architectures within their latency budget, on this machine.
 
-    python -m benchmarks.search_live --results runs/search-live
+    python -m benchmarks.search_live --results runs/search-live [--space autoformer]
 
-One campaign: 120 ResNet architectures that chance chooses. The budget is the 30th percentile of
+One campaign: 120 architectures of the space, reduced in size, that chance chooses. The budget is the 30th percentile of
 what they took. Then ``esm-host search`` with ten seeds, each from the campaign as it was, each with
 30 models to measure, most FLOPs within the budget. Of each search counts what has the most FLOPs on
 its verified front.
@@ -38,7 +38,9 @@ from esm_host.search.anchors import most_alike
 from esm_host.search.costs import NetworkCost
 from esm_models.architecture import Architecture
 
-SPACE = ["--space", "resnet", "--resolution", "64", "--width-mult", "0.25"]
+SIZES = {"resnet": ("64", "0.25"), "autoformer": ("64", "0.5")}
+"""Resolution and multiplier of the width by space."""
+
 KNOWN, MEASURED, SEEDS, PERCENTILE = 120, 30, 10, 30
 RANDOM, NEAR, TRIED, ANCHORS = 1000, 1.1, 10, 8
 
@@ -46,13 +48,16 @@ RANDOM, NEAR, TRIED, ANCHORS = 1000, 1.1, 10, 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--space", choices=SIZES, default="resnet")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     args = parser.parse_args()
     results: Path = args.results
     campaign = results / "campaign"
     if not (campaign / "result.json").exists():
         counts = ["--initial", str(KNOWN), "--max-models", str(KNOWN), "--sampling", "random"]
-        command("profile", "--run", str(campaign), *SPACE, *counts, "--judge", "overall")
+        resolution, width = SIZES[args.space]
+        space = ["--space", args.space, "--resolution", resolution, "--width-mult", width]
+        command("profile", "--run", str(campaign), *space, *counts, "--judge", "overall")
     run = load_run(campaign)
     budget_ms = float(np.percentile(run.dataset().latency_ms, PERCENTILE))
     rows = [search(results, seed, budget_ms) for seed in range(args.seeds)]
