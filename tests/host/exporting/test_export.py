@@ -323,6 +323,20 @@ def test_the_batch_is_free() -> None:
     assert_close(run_torch(network, x)[:2], run_torch(network, x[:2]))
 
 
+def test_a_module_that_reads_one_token_takes_any_batch_and_cache() -> None:
+    space = load_space("lm-decode", width_mult=0.125)
+    network = esm_host.torch_module(space, space.extremes()[0], seed=0).eval()
+    several = load_space("lm-decode", width_mult=0.125, batch=3).at(past=6)
+    given = values(several, several.extremes()[0])
+    tensors = [torch.from_numpy(each) for each in given.values()]
+    with torch.inference_mode():
+        together = network(*tensors)[0]
+        alone = torch.cat(
+            [network(*(each[row : row + 1] for each in tensors))[0] for row in range(3)]
+        )
+    assert_close(together.numpy(), alone.numpy())
+
+
 def test_equal_scopes_share_a_class_that_names_their_options() -> None:
     space = small("nasbench201", width_mult=0.5)
     text = torch_source(space, space.extremes()[1]).text
