@@ -10,6 +10,7 @@ import re
 _FLAGS = {
     "budget_s": "--budget",
     "confidence_percent": "--confidence",
+    "contexts": "--context",
     "dims": "--dim",
     "energy_time_s": "--energy-time",
     "ep_options": "--ep-option",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -16,6 +16,8 @@ from esm_models.errors import InvalidArchitectureError
 _PLAIN = re.compile(r'[^\s|":*]+')
 """Label that the short form writes unquoted."""
 _RESOLUTION = re.compile(r"\s*([1-9][0-9]{0,5}) ?px:")
+_CONTEXT = re.compile(r"\s*([1-9][0-9]{0,9}) ([A-Za-z_]\w*):(?=\s)")
+"""Context, at the beginning."""
 _LABEL = r'[^\s|":*;]+'
 """Label of a choice of the network or of a unit."""
 _CHOICE = re.compile(rf"\s*({_LABEL});(?=\s)")
@@ -39,6 +41,8 @@ class Architecture:
             architectures.
         choice: Option label of the whole network, such as ``"d192"``; "" if it has no choice.
         unit_choices: Option label of every unit, such as ``"w64"``; empty if units have no choice.
+        contexts: Name and value of each context, sorted by name, such as ``("past", 512)``; empty
+            if the space has none.
 
     Raises:
         InvalidArchitectureError: the units or their choices are not tuples, or not equally many.
@@ -49,6 +53,7 @@ class Architecture:
     resolution: int | None = None
     choice: str = ""
     unit_choices: tuple[str, ...] = ()
+    contexts: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         if type(self.units) is not tuple or not all(type(unit) is tuple for unit in self.units):
@@ -63,6 +68,8 @@ class Architecture:
                 f"unit_choices {self.unit_choices!r}: give a tuple with one label per unit, "
                 f"{len(self.units)}"
             )
+        if self.contexts:
+            object.__setattr__(self, "contexts", tuple(sorted(dict(self.contexts).items())))
 
     @property
     def depth(self) -> int:
@@ -78,7 +85,8 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         """Return ``{"space": ..., "units": [[label, ...], ...]}``.
 
-        ``"resolution"``, ``"choice"`` and ``"unit_choices"`` are there if they are set.
+        ``"resolution"``, ``"choice"``, ``"unit_choices"`` and ``"contexts"`` are there if they are
+        set.
         """
         data: dict[str, Any] = {"space": self.space, "units": [list(u) for u in self.units]}
         if self.resolution is not None:
@@ -87,6 +95,8 @@ class Architecture:
             data["choice"] = self.choice
         if self.unit_choices:
             data["unit_choices"] = list(self.unit_choices)
+        if self.contexts:
+            data["contexts"] = dict(self.contexts)
         return data
 
     @classmethod
@@ -100,15 +110,19 @@ class Architecture:
             space, units = data.get("space"), data.get("units")
             resolution, choice = data.get("resolution"), data.get("choice", "")
             unit_choices = data.get("unit_choices", [])
+            contexts = data.get("contexts", {})
             if (
                 isinstance(space, str)
                 and (resolution is None or type(resolution) is int)
                 and isinstance(choice, str)
                 and isinstance(units, list)
                 and all(_is_labels(labels) for labels in [*units, unit_choices])
+                and isinstance(contexts, dict)
+                and all(type(value) is int for value in contexts.values())
             ):
                 blocks = tuple(tuple(unit) for unit in units)
-                return cls(space, blocks, resolution, choice, tuple(unit_choices))
+                own = tuple(unit_choices)
+                return cls(space, blocks, resolution, choice, own, tuple(contexts.items()))
         raise InvalidArchitectureError(
             'an architecture is written {"space": "resnet", "units": [["k3e1/2", ...], ...]}; '
             f"got {json.dumps(data, default=str)[:120]}"
@@ -120,7 +134,8 @@ class Architecture:
         ``|`` separates units, ``2*`` counts equal neighbours, and ``-`` is a unit without blocks.
         An architecture with its own resolution begins with it: ``"160 px: k3e1 | 2*k5e1"``. The
         option of the network ends with ``;`` and that of a unit with ``:``, as in
-        ``"d192; w64: k3e1 | w80: 2*k5e1"``. Ambiguous labels of blocks are written as JSON strings.
+        ``"d192; w64: k3e1 | w80: 2*k5e1"``. Contexts are in front: ``"512 past: d192; 2*k3e1"``.
+        Ambiguous labels of blocks are written as JSON strings.
         """
         units = [
             " ".join(
@@ -135,7 +150,12 @@ class Architecture:
         parts = [f"{own}{unit or '-'}" for own, unit in zip(chosen, units, strict=True)]
         text = " | ".join(parts)
         text = f"{self.choice}; {text}" if self.choice else text
+        text = "".join(f"{value} {name}: " for name, value in self.contexts) + text
         return text if self.resolution is None else f"{self.resolution} px: {text}"
+
+    def at(self, **contexts: int) -> Architecture:
+        """Return the same network in these contexts; others keep their values."""
+        return replace(self, contexts=tuple((dict(self.contexts) | contexts).items()))
 
     @classmethod
     def from_text(cls, space: str, text: str) -> Architecture:
@@ -154,6 +174,10 @@ class Architecture:
             )
         side, text = _RESOLUTION.match(text), text.rstrip()
         at = side.end() if side else 0
+        contexts: dict[str, int] = {}
+        while context := _CONTEXT.match(text, at):
+            contexts[context[2]] = int(context[1])
+            at = context.end()
         choice = _CHOICE.match(text, at)
         at = choice.end() if choice else at
         units: list[list[str]] = [[]]
@@ -188,6 +212,7 @@ class Architecture:
             int(side[1]) if side else None,
             choice[1] if choice else "",
             tuple(unit_choices),
+            tuple(contexts.items()),
         )
 
 

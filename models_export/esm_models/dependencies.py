@@ -20,7 +20,7 @@ from esm_models.space import Codes, SearchSpace
 _MOST_LISTED = 50_000
 """Most architectures that together show all combinations of the facts that matter."""
 _MOST_KEYS = 2**38
-"""Most combinations of facts at a place; ids and resolutions fit 63 bits."""
+"""Most combinations of facts at a place; ids and numbers of sizes fit 63 bits."""
 
 _OWN, _BEFORE, _CHOICE, _FIRST, _DEPTH = range(5)
 """Groups of facts, the nearest first."""
@@ -54,7 +54,7 @@ class Dependencies:
         """Return the facts of architectures at each place, ``(n, places, facts)``.
 
         Args:
-            blocks: Codes without resolutions (:func:`without_resolution`).
+            blocks: Codes without sizes (:func:`without_sizes`).
         """
         chosen = self.space.choices_of(blocks)
         choices = [codes[chosen[:, place]] for place, codes in self._choices]
@@ -127,7 +127,7 @@ class Dependencies:
             size = 1 if space.one_option_per_unit else max(depths)
             drawn = rng.integers(len(options), size=size)
             blocks[0, unit, : max(depths)] = options[drawn]
-        (base,) = space.join(blocks)
+        (base,) = without_sizes(space, space.join(blocks))
         result = [base]
         for unit, block in np.argwhere(blocks[0] >= 0).tolist():
             if space.one_option_per_unit and block:
@@ -198,7 +198,7 @@ class Dependencies:
 
     def _with_choices(self, blocks: Codes, facts: Ints, values: tuple[np.int64, ...]) -> Codes:
         """Return codes with these features of the choices, and the first of all others."""
-        codes = self.space.join(blocks[None])[0]
+        codes = without_sizes(self.space, self.space.join(blocks[None]))[0]
         known = dict(zip(facts.tolist(), values, strict=True))
         fact = 0
         for place, options in self._choices:
@@ -236,11 +236,20 @@ class Dependencies:
         return int(options[np.argmax(alike)])
 
 
-def without_resolution(space: SearchSpace, codes: Codes) -> Codes:
-    """Return a copy of codes with the first resolution, if architectures have their own."""
+def size_columns(space: SearchSpace) -> list[int]:
+    """Return the columns of an architecture's sizes in the last row of the codes.
+
+    Sizes are the resolution, if architectures have their own, and the contexts.
+    """
+    contexts = space.code_columns[len(space.choice_sizes) :]
+    return [*[0] * bool(space.resolutions), *contexts]
+
+
+def without_sizes(space: SearchSpace, codes: Codes) -> Codes:
+    """Return a copy of codes with zeros in the columns of the sizes."""
     found = np.array(codes, dtype=np.int16)
-    if space.resolutions:
-        found[:, -1, 0] = 0
+    if columns := size_columns(space):
+        found[:, -1, columns] = 0
     return found
 
 

@@ -6,11 +6,15 @@ architecture is compared with the table, and some of those that are looked up ar
 If they differ, the table learns on what the parts of each place depend
 (:mod:`esm_models.dependencies`). A space whose blocks choose their own widths needs this. If they
 still differ, every architecture is traced once.
+
+The sizes of an architecture are its own resolution and its contexts. Architectures of different
+sizes share no rows.
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esm_models.dependencies import Dependencies, without_resolution
+from esm_models.dependencies import Dependencies, size_columns, without_sizes
 from esm_models.errors import InvalidSpaceError
 from esm_models.parts import Part, parts_of
 from esm_models.space import Codes, SearchSpace
@@ -30,7 +34,7 @@ Content = Mapping[tuple[str, int], int]
 """Number of times that a place holds a part, by region and number of the part."""
 
 _CHECKS = 4
-_MOST_PIXELS = 2**16
+_MOST_SIZES = 2**16
 
 
 class Rule(enum.IntEnum):
@@ -48,7 +52,7 @@ class _Trace(NamedTuple):
     """Traced architecture with the parts of each place."""
 
     block: Codes
-    side: int
+    sizes: Codes
     held: list[Counter[tuple[str, int]]]
 
 
@@ -71,6 +75,9 @@ class PartTable:
         self.rule = Rule.PLACE
         self.version = 0
         self._dependencies = Dependencies(space)
+        self._columns = size_columns(space)
+        self._sizes: dict[bytes, int] = {}
+        """Number of each combination of sizes."""
         self._seen_all = False
         self._compared = False
         self._looked_up = 0
@@ -79,10 +86,11 @@ class PartTable:
         self._rows: dict[int, int] = {}
         self._examples: list[Codes] = []
         """Traced architecture of each row."""
-        self._traces: dict[tuple[bytes, int], _Trace] = {}
+        self._traces: dict[tuple[bytes, bytes], _Trace] = {}
         self._whole: dict[bytes, int] = {}
+        (self._largest,) = self._sizes_of(space.encode(space.uniform()[:1]))
         for blocks in (*_uniform_blocks(space), *_random_blocks(space, _CHECKS)):
-            self._trace(blocks, space.resolution)
+            self._trace(blocks, self._largest)
         # Units can share parts, which have the region of the first.
         self.kinds = frozenset(
             (region, o.kind) for region, n in self._held for o in self.parts[n].operators
@@ -107,15 +115,15 @@ class PartTable:
         """
         if not pruned:
             self.complete()
-        return self._rows_of(
-            without_resolution(self.space, codes), self.space.resolution_of(codes), pruned
-        )
+        return self._rows_of(without_sizes(self.space, codes), self._sizes_of(codes), pruned)
 
-    def _rows_of(
-        self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
-    ) -> NDArray[np.int64]:
+    def _sizes_of(self, codes: Codes) -> Codes:
+        """Return the columns of the sizes, ``(n, columns)``."""
+        return np.ascontiguousarray(codes[:, -1, self._columns], dtype=np.int16)
+
+    def _rows_of(self, blocks: Codes, sizes: Codes, pruned: bool = True) -> NDArray[np.int64]:
         while True:
-            keys = self._keys(blocks, resolution, pruned)
+            keys = self._keys(blocks, sizes, pruned)
             rows = np.empty(keys.shape, dtype=np.int64)
             candidates = set()
             for place, column in enumerate(keys.T):
@@ -126,8 +134,8 @@ class PartTable:
                 rows[:, place] = known[inverse]
                 candidates.update(first[known < 0].tolist())
             if candidates:
-                self._trace_all(blocks, resolution, sorted(candidates))
-            elif not pruned or not self._check(blocks, resolution):
+                self._trace_all(blocks, sizes, sorted(candidates))
+            elif not pruned or not self._check(blocks, sizes):
                 return rows
 
     def complete(self) -> None:
@@ -143,11 +151,11 @@ class PartTable:
             version = self.version
             blocks = self._dependencies.showcase()
             if self.additive:
-                blocks = self.space.join(self.space.showcase())
+                blocks = without_sizes(self.space, self.space.join(self.space.showcase()))
             if not len(blocks):
                 break
-            for side in self.space.resolutions or (self.space.resolution,):
-                self._rows_of(blocks, np.full(len(blocks), side))
+            for sizes in self._every_size():
+                self._rows_of(blocks, np.tile(sizes, (len(blocks), 1)))
         if self.rule is Rule.WHOLE or not len(blocks):
             raise InvalidSpaceError(
                 f"the parts of {self.space.name} cannot be listed: a block depends on more than "
@@ -156,7 +164,21 @@ class PartTable:
             )
         self._seen_all = True
 
-    def _check(self, blocks: Codes, resolution: NDArray[np.int64]) -> bool:
+    def _every_size(self) -> Codes:
+        """Return every combination of sizes that campaigns draw, ``(n, columns)``."""
+        space = self.space
+        codes = space.encode(space.uniform()[:1])
+        contexts = np.array([*itertools.product(*space.contexts.values())], dtype=np.int64)
+        codes = np.repeat(codes, len(contexts), axis=0)
+        codes = space.join(space.blocks_of(codes), space.choices_of(codes), contexts)
+        found = []
+        for number in range(max(len(space.resolutions), 1)):
+            if space.resolutions:
+                codes[:, -1, 0] = number
+            found.append(self._sizes_of(codes))
+        return np.concatenate(found)
+
+    def _check(self, blocks: Codes, sizes: Codes) -> bool:
         """Compare a few architectures with the table, each time that twice as many were looked up.
 
         Returns:
@@ -167,12 +189,10 @@ class PartTable:
             return False
         version, rng = self.version, np.random.default_rng(self._looked_up)
         for row in rng.integers(len(blocks), size=_CHECKS).tolist():
-            self._trace(blocks[row], int(resolution[row]))
+            self._trace(blocks[row], sizes[row])
         return self.version != version
 
-    def _keys(
-        self, blocks: Codes, resolution: NDArray[np.int64], pruned: bool = True
-    ) -> NDArray[np.int64]:
+    def _keys(self, blocks: Codes, sizes: Codes, pruned: bool = True) -> NDArray[np.int64]:
         """Return the keys that determine the rows, ``(n, places)``."""
         places: NDArray[np.int64] | None = None
         if self.rule is Rule.PLACE:
@@ -185,45 +205,60 @@ class PartTable:
             texts = [block.tobytes() for block in np.ascontiguousarray(blocks, dtype=np.int16)]
             ids = [self._whole.setdefault(text, len(self._whole)) for text in texts]
             places = np.array(ids, dtype=np.int64)[:, None]
-        return places * _MOST_PIXELS + resolution[:, None]
+        return places * _MOST_SIZES + self._numbers_of(sizes)[:, None]
 
-    def _trace_all(
-        self, blocks: Codes, resolution: NDArray[np.int64], candidates: list[int]
-    ) -> None:
+    def _numbers_of(self, sizes: Codes) -> NDArray[np.int64]:
+        """Return a number for each combination of sizes, ``(n,)``."""
+        found = np.zeros(len(sizes), dtype=np.int64)
+        if not self._columns:
+            return found
+        for column in sizes.T.astype(np.int64):  # a structured sort of the rows is slow
+            _, first, found = np.unique(
+                found * 2**15 + column, return_index=True, return_inverse=True
+            )
+        names = [sizes[row].tobytes() for row in first]
+        numbers = [self._sizes.setdefault(name, len(self._sizes)) for name in names]
+        if len(self._sizes) > _MOST_SIZES:
+            raise InvalidSpaceError(
+                f"{self.space.name} was asked for in more than {_MOST_SIZES:,} contexts: give fewer"
+            )
+        return np.array(numbers, dtype=np.int64)[found]
+
+    def _trace_all(self, blocks: Codes, sizes: Codes, candidates: list[int]) -> None:
         """Trace architectures until the table covers all candidates, uniform ones first."""
         whole = _uniform_blocks(self.space)
         if self.rule is Rule.CHAIN:
             whole = self._dependencies.showcase()
         if self.rule is not Rule.WHOLE and len(whole) < len(candidates):
-            for side in np.unique(resolution[candidates]).tolist():
-                self._trace_new(whole, np.full(len(whole), side))
+            for each in np.unique(sizes[candidates], axis=0):
+                self._trace_new(whole, np.tile(each, (len(whole), 1)))
         # Shuffled, because neighbours in an enumeration have few new parts.
         order = np.random.default_rng(0).permutation(candidates)
-        self._trace_new(blocks[order], resolution[order])
+        self._trace_new(blocks[order], sizes[order])
 
-    def _trace_new(self, blocks: Codes, resolution: NDArray[np.int64]) -> None:
+    def _trace_new(self, blocks: Codes, sizes: Codes) -> None:
         """Trace architectures in their order, each if a place of it has no row."""
-        version, keys = self.version, self._keys(blocks, resolution).tolist()
+        version, keys = self.version, self._keys(blocks, sizes).tolist()
         for row, places in enumerate(keys):
             if not self._rows.keys() >= set(places):
-                self._trace(blocks[row], int(resolution[row]))
+                self._trace(blocks[row], sizes[row])
             if self.version != version:
                 return
 
-    def _trace(self, block: Codes, side: int) -> None:
+    def _trace(self, block: Codes, sizes: Codes) -> None:
         """Trace one architecture, record its parts, and compare them with the table."""
-        trace = self._traced(block, side)
+        trace = self._traced(block, sizes)
         if not self._record([trace]):
             self._relearn()
 
-    def _traced(self, block: Codes, side: int) -> _Trace:
+    def _traced(self, block: Codes, sizes: Codes) -> _Trace:
         space = self.space
-        name = np.ascontiguousarray(block, dtype=np.int16).tobytes(), side
+        name = np.ascontiguousarray(block, dtype=np.int16).tobytes(), sizes.tobytes()
         if name in self._traces:
             return self._traces[name]
         codes = block[None].copy()
-        if space.resolutions:
-            codes[0, -1, 0] = space.resolutions.index(side)
+        if self._columns:
+            codes[0, -1, self._columns] = sizes
         options = space.blocks_of(codes).flat
         labels = ["", *(space.options[code].label if code >= 0 else "" for code in options)]
         held: list[Counter[tuple[str, int]]] = []
@@ -236,7 +271,7 @@ class PartTable:
             held += [Counter() for _ in range(len(held), place + 1)]
             held[place][part.region, number] += 1
             self._held.add((part.region, number))
-        trace = _Trace(block, side, held)
+        trace = _Trace(block, sizes, held)
         if self.rule is not Rule.WHOLE:
             self._traces[name] = trace
         return trace
@@ -247,8 +282,8 @@ class PartTable:
         Returns:
             Whether all agree.
         """
-        sides = np.array([trace.side for trace in traces])
-        keys = self._keys(np.array([trace.block for trace in traces]), sides).tolist()
+        sizes = np.array([trace.sizes for trace in traces], dtype=np.int16)
+        keys = self._keys(np.array([trace.block for trace in traces]), sizes).tolist()
         return all(map(self._agrees, traces, keys))
 
     def _agrees(self, trace: _Trace, keys: Sequence[int]) -> bool:
@@ -293,7 +328,7 @@ class PartTable:
         if self.rule is Rule.CHAIN and not self._compared:
             self._compared = True
             blocks = self._dependencies.single_changes()
-            base, *changed = (self._traced(block, self.space.resolution) for block in blocks)
+            base, *changed = (self._traced(block, self._largest) for block in blocks)
             for other in changed:
                 for place in range(max(len(base.held), len(other.held))):
                     ends = (held[place : place + 1] for held in (base.held, other.held))
@@ -310,7 +345,8 @@ def _tables() -> dict[tuple[object, ...], PartTable]:
 
 def part_table(space: SearchSpace) -> PartTable:
     """Return the table of a space; spaces of the same class and settings share one."""
-    key = (type(space), *space.settings().items())
+    settings = {**space.settings(), "contexts": tuple(space.contexts.items())}
+    key = (type(space), *settings.items())
     if key not in _tables():
         _tables()[key] = PartTable(space)
     return _tables()[key]
@@ -321,7 +357,7 @@ def _uniform_blocks(space: SearchSpace) -> Codes:
 
     They have all parts of blocks if a block depends only on its own option.
     """
-    return without_resolution(space, space.encode(space.uniform()))
+    return without_sizes(space, space.encode(space.uniform()))
 
 
 def _next_rule(space: SearchSpace) -> Rule:
@@ -343,4 +379,4 @@ def _random_blocks(space: SearchSpace, n: int) -> Codes:
             row[unit, :depth] = options[rng.integers(len(options), size=size)]
     sizes = space.choice_sizes
     chosen = rng.integers(sizes, size=(n, len(sizes))) if sizes else None
-    return without_resolution(space, space.join(blocks, chosen))
+    return without_sizes(space, space.join(blocks, chosen))

@@ -7,6 +7,7 @@ choices may hold for a whole unit, such as its width, or for the whole network.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import repeat
+from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
@@ -30,13 +32,21 @@ from esm_protos.text import counted
 
 Codes = NDArray[np.int16]
 """Architectures as integers, ``(n, units, max_depth)``: the index of each block's option, or -1 for
-a block that the unit lacks. If there are further choices, a further row begins with the indices of
-the resolution, of the network's option and of every unit's option, as far as the space has them:
-``(n, units + 1, max(max_depth, choices))``."""
+a block that the unit lacks. If there are further choices or contexts, a further row begins with
+the indices of the resolution, of the network's option and of every unit's option, as far as the
+space has them. The values of the contexts follow, in two columns each:
+``(n, units + 1, max(max_depth, choices + 2 * contexts))``."""
 
 Value = int | Fraction | str
 
 _T = TypeVar("_T")
+
+_SIZES = ("batch", "resolution")
+"""Settings of every space that can be contexts, too."""
+_MOST = 2**30 - 1
+"""Largest value of a context."""
+_DIGIT = 2**15
+"""Base of the two columns of a context, as codes have 16 bits."""
 
 _BLOCK_SCOPE = re.compile(r"unit(\d+)\.block(\d+)(?:\.|$)")
 
@@ -186,6 +196,12 @@ class SearchSpace(ABC):
     default_resolution: ClassVar[int] = 224
     resolutions: tuple[int, ...] = ()
     """Resolutions that an architecture can have; empty if all have the resolution of the space."""
+    contexts: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    """Quantities that a network is measured in and that are no part of it, such as the length of a
+    sequence, by name: the whole numbers that campaigns draw. Others can be predicted and measured
+    (:meth:`at`)."""
+    _fixed: Mapping[str, int] = MappingProxyType({})
+    """Contexts in which :meth:`read` places every architecture."""
     opset: ClassVar[int] = NEWEST_OPSET
     """Newest ONNX opset that graphs may use; 17 for older runtimes."""
 
@@ -266,6 +282,7 @@ class SearchSpace(ABC):
             raise InvalidSpaceError(
                 f"{own} has opset={self.opset!r}: give {OPSET} to {NEWEST_OPSET}"
             )
+        self._check_contexts()
         units = self.depths if isinstance(self.depths, Sequence) else ()
         if not units or not all(
             isinstance(depths, Sequence)
@@ -278,6 +295,23 @@ class SearchSpace(ABC):
                 f"{own} has depths={self.depths!r}: give each unit a tuple of its different "
                 "numbers of blocks, such as ((1, 2), (1, 2))"
             )
+
+    def _check_contexts(self) -> None:
+        own, contexts = own_name(self), self.contexts
+        if not isinstance(contexts, Mapping) or not all(
+            isinstance(values, tuple) and values and all(_is_whole(each) for each in values)
+            for values in contexts.values()
+        ):
+            raise InvalidSpaceError(
+                f"{own} has contexts={contexts!r}: give each name a tuple of whole numbers of 1 or "
+                'more, such as {"past": (128, 512)}'
+            )
+        taken = {"px", *(feature.name for feature in self.choices)}
+        for name in contexts:
+            if not name.isidentifier() or not name.isascii() or name in taken:
+                raise InvalidSpaceError(
+                    f"{own} has a context {name!r}: give it a name of letters that no choice has"
+                )
 
     def check_options(self) -> None:
         """Check that each option has a label of its own.
@@ -308,8 +342,8 @@ class SearchSpace(ABC):
         Args:
             net: Graph under construction.
             units: Options of every block by unit. ``units["width"]`` is the value of a choice of
-                the network, ``units[0]["width"]`` that of a choice of its first unit
-                (:class:`Chosen`).
+                the network or of a context, ``units[0]["width"]`` that of a choice of its first
+                unit (:class:`Chosen`).
         """
 
     # Values derived from the class attributes
@@ -427,11 +461,14 @@ class SearchSpace(ABC):
         return frozenset(sums)
 
     def extremes(self) -> tuple[Architecture, Architecture]:
-        """Return the shallowest architecture of first options and the deepest of last options."""
+        """Return the shallowest architecture of first options and the deepest of last options.
+
+        The first is in the smallest resolution and contexts, the second in the largest.
+        """
         return self._alike(0, min, min), self._alike(-1, max, max)
 
     def uniform(self) -> list[Architecture]:
-        """Return the deepest architectures of every option, at the largest resolution.
+        """Return the deepest architectures of every option, in the largest resolution and contexts.
 
         Where units or the network have options of their own, each of them is there once, too.
         """
@@ -443,7 +480,7 @@ class SearchSpace(ABC):
         self,
         number: int,
         depth: Callable[[tuple[int, ...]], int],
-        side: Callable[[tuple[int, ...]], int],
+        size: Callable[[tuple[int, ...]], int],
     ) -> Architecture:
         """Return the architecture whose choices all have one number, as far as they reach."""
         units = []
@@ -455,9 +492,10 @@ class SearchSpace(ABC):
         return Architecture(
             self.name,
             tuple(units),
-            side(self.resolutions) if self.resolutions else None,
+            size(self.resolutions) if self.resolutions else None,
             network[number % len(network)].label,
             tuple(of_units) if self.units_choose else (),
+            tuple((name, size(values)) for name, values in self.contexts.items()),
         )
 
     def unit_variants(self, unit: int, depth: int) -> int:
@@ -469,38 +507,141 @@ class SearchSpace(ABC):
         return blocks * len(self.unit_options[unit])
 
     def count(self) -> int:
-        """Return the number of architectures in the space."""
+        """Return the number of networks in the space; their contexts do not count."""
         units = math.prod(
             sum(self.unit_variants(unit, depth) for depth in depths)
             for unit, depths in enumerate(self.depths)
         )
         return units * max(len(self.resolutions), 1) * len(self.network_options)
 
-    def settings(self) -> dict[str, str | int | float]:
-        """Return the settings that identify this space; the dtype only if it is not float32."""
-        settings: dict[str, str | int | float] = {
+    @property
+    def context_count(self) -> int:
+        """Number of combinations of the values that campaigns draw from the contexts."""
+        return math.prod(map(len, self.contexts.values()))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that identify this space.
+
+        The dtype is there if it is not float32, contexts if they are not those of the class.
+        """
+        settings: dict[str, Any] = {
             "name": self.name,
             "resolution": "free" if self.resolutions else self.resolution,
             "width_mult": self.width_mult,
             "batch": self.batch,
         }
-        return settings if self.dtype == FLOAT32 else {**settings, "dtype": self.dtype}
+        if self.dtype != FLOAT32:
+            settings["dtype"] = self.dtype
+        if self.contexts != type(self).contexts:
+            settings["contexts"] = {name: list(values) for name, values in self.contexts.items()}
+        return settings
+
+    # Contexts
+
+    def with_contexts(self, grid: Mapping[str, int | Sequence[int]]) -> Self:
+        """Return this space with other values of contexts, which campaigns draw.
+
+        Args:
+            grid: Values by the name of a context. ``batch`` and ``resolution`` are contexts if they
+                are named here.
+
+        Raises:
+            InvalidSpaceError: the space has no such context, or a value is out of its range.
+        """
+        contexts = dict(self.contexts)
+        for name, given in grid.items():
+            contexts[name] = self._values(name, given)
+        sizes: dict[str, Any] = {name: max(contexts[name]) for name in _SIZES if name in grid}
+        if "resolution" in grid:
+            sizes["resolutions"] = ()
+        return self._copy(contexts=contexts, **sizes)
+
+    def at(self, **contexts: int) -> Self:
+        """Return this space in one context, such as ``space.at(past=1500)``.
+
+        The value need not be one that campaigns draw. :meth:`read` places architectures there.
+
+        Raises:
+            InvalidSpaceError: the space has no such context, or a value is out of its range.
+        """
+        for name in contexts:
+            if name not in self.contexts:
+                own = ", ".join(self.contexts) or "none"
+                raise InvalidSpaceError(f"unknown context '{name}': the space has {own}")
+        space = self.with_contexts({name: (value,) for name, value in contexts.items()})
+        return space._copy(_fixed={**self._fixed, **contexts})
+
+    def _values(self, name: str, given: int | Sequence[int]) -> tuple[int, ...]:
+        """Return the values of a context.
+
+        Raises:
+            InvalidSpaceError: the space has no such context, or a value is out of its range.
+        """
+        if name not in self.contexts and name not in (known := self._known_contexts()):
+            raise InvalidSpaceError(unknown("context", name, known))
+        several = isinstance(given, Sequence) and not isinstance(given, str)
+        values: tuple[Any, ...] = tuple(given) if several else (given,)  # type: ignore[arg-type]
+        least, most = self._range(name)
+        for value in values:
+            if not _is_whole(value) or not least <= value <= most:
+                allowed = f"{least} or more" if most == _MOST else f"{least} to {most}"
+                raise InvalidSpaceError(
+                    f"{name}={value}: give whole numbers of {allowed}; the contexts of {self.name} "
+                    f"are {', '.join(self._known_contexts())}",
+                    "contexts",
+                )
+        if not values or len(set(values)) < len(values):
+            shown = ",".join(map(str, values))
+            text = f"{name}={shown}: give one value or more, each once"
+            raise InvalidSpaceError(text, "contexts")
+        return tuple(map(int, values))
+
+    def _known_contexts(self) -> list[str]:
+        """Return the names of contexts: the resolution only if the graphs depend on it."""
+        shapes = []
+        for side in (self.resolution, 2 * self.resolution):
+            space = self._copy(resolution=side, resolutions=())
+            net, _ = space._trace(space.extremes()[0])
+            shapes.append([net.shape(node.output[0]) for node in net.nodes])
+        sizes = _SIZES if shapes[0] != shapes[1] else ("batch",)
+        return list(dict.fromkeys([*self.contexts, *sizes]))
+
+    def _range(self, name: str) -> tuple[int, int]:
+        """Return the smallest and the largest value of a context."""
+        sizes = {"batch": (1, 4096), "resolution": (self.min_resolution, _MOST)}
+        return sizes.get(name, (1, _MOST))
+
+    def _copy(self, **attributes: Any) -> Self:
+        """Return a copy with other attributes, without what was cached."""
+        other = copy.copy(self)
+        for cls in type(self).__mro__:
+            for name, value in vars(cls).items():
+                if isinstance(value, cached_property):
+                    vars(other).pop(name, None)
+        vars(other).update(attributes)
+        return other
 
     # Architectures and codes
 
     def read(self, given: Architecture | Mapping[str, Any] | str) -> Architecture:
         """Return an architecture from its JSON, its short form or itself.
 
+        It gets the contexts of :meth:`at`, and those that it lacks and that have one value.
         :meth:`validate` checks whether it is in the space.
 
         Raises:
             InvalidArchitectureError: ``given`` has another form.
         """
         if isinstance(given, Architecture):
-            return given
-        if isinstance(given, str):
-            return Architecture.from_text(self.name, given)
-        return Architecture.from_json(given)
+            found = given
+        elif isinstance(given, str):
+            found = Architecture.from_text(self.name, given)
+        else:
+            found = Architecture.from_json(given)
+        if not self.contexts:
+            return found
+        only = {name: values[0] for name, values in self.contexts.items() if len(values) == 1}
+        return found.at(**{**only, **dict(found.contexts), **self._fixed})
 
     def validate(self, architecture: Architecture) -> None:
         """Check that an architecture is in the space.
@@ -542,6 +683,8 @@ class SearchSpace(ABC):
                     "option for all blocks of a unit"
                 )
         self._validate_choices(architecture)
+        if architecture.contexts or self.contexts:
+            self._validate_contexts(architecture)
         if self.resolutions and architecture.resolution not in self.resolutions:
             raise InvalidArchitectureError(
                 f"the architecture's resolution is {architecture.resolution}; {self.name} allows "
@@ -577,6 +720,26 @@ class SearchSpace(ABC):
                     f"{', '.join(allowed) or 'none'}"
                 )
 
+    def _validate_contexts(self, architecture: Architecture) -> None:
+        given = dict(architecture.contexts)
+        for name, values in self.contexts.items():
+            if name not in given:
+                raise InvalidArchitectureError(
+                    f"the architecture has no {name}: begin it with '{max(values)} {name}: ', or "
+                    "with another value"
+                )
+        for name, value in given.items():
+            if name not in self.contexts:
+                raise InvalidArchitectureError(
+                    f"the architecture has a context {name}; {self.name} has "
+                    f"{', '.join(self.contexts) or 'none'}"
+                )
+            least, most = self._range(name)
+            if not least <= value <= most:
+                raise InvalidArchitectureError(
+                    f"the architecture's {name} is {value}; {self.name} allows {least} to {most}"
+                )
+
     def _choices_of(self, architecture: Architecture) -> Iterator[tuple[Level, str]]:
         """Return the label of the architecture's choice at each level."""
         labels = (*[architecture.choice] * bool(self.choices), *architecture.unit_choices)
@@ -604,16 +767,31 @@ class SearchSpace(ABC):
         if self.choice_sizes:
             chosen = self.choices_of(codes)
             outside |= ((chosen < 0) | (chosen >= np.array(self.choice_sizes))).any(axis=1)
-            outside |= (codes[:, -1, chosen.shape[1] :] != -1).any(axis=1)
             if self.units_choose:
                 outside |= ((depth == 0) & (chosen[:, -self.unit_count :] > 0)).any(axis=1)
+        if len(self.code_columns):
+            outside |= (codes[:, -1, len(self.code_columns) :] != -1).any(axis=1)
+        outside |= (codes[:, -1, self._context_columns] < 0).any(axis=1)
+        for name, values in zip(self.contexts, self.contexts_of(codes).T, strict=True):
+            least, most = self._range(name)
+            outside |= (values < least) | (values > most)
         return np.asarray(outside)
 
     @property
     def code_shape(self) -> tuple[int, int]:
         """Shape of the codes of one architecture."""
-        choices = len(self.choice_sizes)
-        return self.unit_count + bool(choices), max(self.max_unit_depth, choices)
+        last = len(self.code_columns)
+        return self.unit_count + bool(last), max(self.max_unit_depth, last)
+
+    @property
+    def code_columns(self) -> range:
+        """Columns of choices and contexts in the last row of the codes; empty without them."""
+        return range(len(self.choice_sizes) + 2 * len(self.contexts))
+
+    @property
+    def _context_columns(self) -> slice:
+        """Columns of the contexts in the last row of the codes."""
+        return slice(len(self.choice_sizes), len(self.code_columns))
 
     def blocks_of(self, codes: Codes) -> Codes:
         """Return the codes of the options, without choices, ``(n, units, max_depth)``."""
@@ -625,13 +803,32 @@ class SearchSpace(ABC):
             return np.empty((len(codes), 0), dtype=np.int16)
         return codes[:, self.unit_count, : len(self.choice_sizes)]
 
-    def join(self, blocks: Codes, choices: NDArray[np.integer] | None = None) -> Codes:
-        """Return the codes of blocks and of the other choices, ``(n, *code_shape)``.
+    def contexts_of(self, codes: Codes) -> NDArray[np.int64]:
+        """Return the values of the contexts, ``(n, len(contexts))``."""
+        digits = codes[:, -1, self._context_columns].astype(np.int64)
+        return digits[:, ::2] * _DIGIT + digits[:, 1::2]
+
+    def in_contexts(self, codes: Codes) -> NDArray[np.bool_]:
+        """Return whether architectures are in contexts that campaigns draw, ``(n,)``."""
+        found = np.ones(len(codes), dtype=np.bool_)
+        columns = self.contexts_of(codes).T
+        for given, values in zip(columns, self.contexts.values(), strict=True):
+            found &= np.isin(given, values)
+        return found
+
+    def join(
+        self,
+        blocks: Codes,
+        choices: NDArray[np.integer] | None = None,
+        contexts: NDArray[np.integer] | None = None,
+    ) -> Codes:
+        """Return the codes of blocks, of the other choices and of contexts, ``(n, *code_shape)``.
 
         Args:
             blocks: Codes of the options, ``(n, units, max_depth)``.
             choices: Codes of the choices beside blocks, ``(n, len(choice_sizes))``; None for the
                 first of each. That of a unit without blocks becomes the first in any case.
+            contexts: Values of the contexts, ``(n, len(contexts))``; None for the largest of each.
         """
         codes = np.full((len(blocks), *self.code_shape), -1, dtype=np.int16)
         self.blocks_of(codes)[:] = blocks
@@ -639,13 +836,22 @@ class SearchSpace(ABC):
         chosen[:] = 0 if choices is None else choices
         if self.units_choose:
             chosen[:, -self.unit_count :][(blocks < 0).all(axis=2)] = 0
+        if self.contexts:
+            largest = np.array([max(values) for values in self.contexts.values()])
+            self._set_contexts(codes, largest if contexts is None else contexts)
         return codes
+
+    def _set_contexts(self, codes: Codes, values: NDArray[np.integer]) -> None:
+        columns = codes[:, -1, self._context_columns]
+        columns[:, ::2], columns[:, 1::2] = np.divmod(values, _DIGIT)
 
     def resolution_of(self, codes: Codes) -> NDArray[np.int64]:
         """Return the input height and width of each architecture, pixels, ``(n,)``."""
-        if not self.resolutions:
-            return np.full(len(codes), self.resolution, dtype=np.int64)
-        return np.array(self.resolutions)[codes[:, self.unit_count, 0]]
+        if self.resolutions:
+            return np.array(self.resolutions)[codes[:, self.unit_count, 0]]
+        if "resolution" in self.contexts:
+            return self.contexts_of(codes)[:, list(self.contexts).index("resolution")]
+        return np.full(len(codes), self.resolution, dtype=np.int64)
 
     def encode(self, architectures: Sequence[Architecture]) -> Codes:
         """Return the codes of architectures, ``(n, *code_shape)``.
@@ -666,6 +872,11 @@ class SearchSpace(ABC):
                 codes[row, -1, 0] = self.resolutions.index(architecture.resolution)
             for level, label in self._choices_of(architecture):
                 codes[row, -1, level.place] = level.codes[label]
+        if self.contexts:
+            given = [dict(architecture.contexts) for architecture in architectures]
+            values = [[each[name] for name in self.contexts] for each in given]
+            shape = len(codes), len(self.contexts)
+            self._set_contexts(codes, np.array(values, np.int64).reshape(shape))
         return codes
 
     def decode(self, codes: Codes) -> list[Architecture]:
@@ -676,6 +887,7 @@ class SearchSpace(ABC):
         columns = [[level.options[c].label for c in chosen[level.place]] for level in self.levels]
         network = columns.pop(0) if self.choices else repeat("", len(blocks))
         of_units = zip(*columns, strict=True) if columns else repeat((), len(blocks))
+        contexts = self.contexts_of(codes).tolist()
         return [
             Architecture(
                 self.name,
@@ -683,9 +895,10 @@ class SearchSpace(ABC):
                 resolution if self.resolutions else None,
                 choice,
                 of_each,
+                tuple(zip(self.contexts, values, strict=True)),
             )
-            for row, resolution, choice, of_each in zip(
-                blocks, resolutions, network, of_units, strict=True
+            for row, resolution, choice, of_each, values in zip(
+                blocks, resolutions, network, of_units, contexts, strict=True
             )
         ]
 
@@ -725,6 +938,17 @@ class SearchSpace(ABC):
         of :meth:`build`. ``opset`` replaces that of the space.
         """
         self.validate(architecture)
+        sizes = {name: value for name, value in architecture.contexts if name in _SIZES}
+        space = self._copy(**sizes) if sizes else self
+        return space._trace(architecture, weights, opset)
+
+    def _trace(
+        self,
+        architecture: Architecture,
+        weights: WeightSource | None = None,
+        opset: int | None = None,
+    ) -> tuple[Network, str]:
+        """Trace an architecture with the batch and the resolution of this space."""
         side = architecture.resolution or self.resolution
         net = Network((self.batch, 3, side, side), weights, self.dtype, opset or self.opset)
         units = self._chosen(architecture)
@@ -750,7 +974,10 @@ class SearchSpace(ABC):
             )
             for number, unit in enumerate(architecture.units)
         ]
-        return Chosen.of(units, chosen.get(None, NO_CHOICE))
+        network = chosen.get(None, NO_CHOICE)
+        if architecture.contexts:
+            network = Option(network.label, {**network.values, **dict(architecture.contexts)})
+        return Chosen.of(units, network)
 
     # Places of a graph and their contents (esm_models.part_table)
 
@@ -788,6 +1015,12 @@ class SearchSpace(ABC):
     def channels(self, base: float) -> int:
         """Return ``base`` times the width multiplier, rounded by :func:`round_channels`."""
         return round_channels(base * self.width_mult)
+
+
+def _is_whole(value: object) -> bool:
+    """Return whether a value is a whole number of 1 or more."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_whole and bool(value >= 1)  # type: ignore[operator]
 
 
 def _grid(features: Sequence[Feature]) -> tuple[Option, ...]:

@@ -145,7 +145,9 @@ def test_counts_and_statistics_are_what_counting_gives(seed: int) -> None:
                 statistics = got["statistical"]
                 prefix = f"unit{number}.{feature.name}"
                 assert statistics[f"{prefix}.mean"] == pytest.approx(numbers.mean(), rel=1e-5)
-                assert statistics[f"{prefix}.sd"] == pytest.approx(numbers.std(), abs=1e-5)
+                assert statistics[f"{prefix}.sd"] == pytest.approx(
+                    numbers.std(), rel=1e-6, abs=1e-5
+                )
                 for block in range(1, space.max_unit_depth + 1):
                     name = f"unit{number}.block{block}.{feature.name}"
                     here = numbers[block - 1] if block <= len(unit) else 0.0

@@ -59,7 +59,7 @@ def test_encodings_look_their_parts_up(plugin: str) -> None:
     assert part_table(space).rule is Rule.PLACE
     assert any(".attention.mflops" in name for name in encoder.columns)
     assert (counted[:, encoder.columns.index("all.attention.operators")] >= 2).all()
-    assert len(PartsEncoder(space).parts) <= 2 * 9 + 2
+    assert len(PartsEncoder(space).parts) <= (2 * 9 + 2) * space.context_count
 
 
 def test_exported_modules_agree(plugin: str, tmp_path: Path) -> None:

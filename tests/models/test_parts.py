@@ -37,6 +37,10 @@ def random_codes(space: SearchSpace, n: int, seed: int = 1) -> np.ndarray:
             row[unit, :depth] = rng.integers(len(space.options), size=size)
         if space.choice_sizes:
             row[-1, : len(space.choice_sizes)] = rng.integers(space.choice_sizes)
+    if space.contexts:
+        contexts = [rng.choice(values[:2], n) for values in space.contexts.values()]
+        blocks, choices = space.blocks_of(codes), space.choices_of(codes)
+        codes = space.join(blocks, choices, np.stack(contexts, axis=1))
     return codes
 
 

@@ -325,6 +325,79 @@ class Detector(nn.Module):
         return torch.cat(found, 1)
 
 
+class LlamaBlock(nn.Module):
+    """Pre-norm attention with rotary positions and grouped keys, and SwiGLU."""
+
+    def __init__(self, hidden: int, heads: int, kv_heads: int, size: int, ffn: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = heads, kv_heads
+        self.norm1 = nn.RMSNorm(hidden, eps=1e-6)
+        self.query = nn.Linear(hidden, heads * size, bias=False)
+        self.key = nn.Linear(hidden, kv_heads * size, bias=False)
+        self.value = nn.Linear(hidden, kv_heads * size, bias=False)
+        self.out = nn.Linear(heads * size, hidden, bias=False)
+        self.norm2 = nn.RMSNorm(hidden, eps=1e-6)
+        self.gate = nn.Linear(hidden, ffn, bias=False)
+        self.up = nn.Linear(hidden, ffn, bias=False)
+        self.down = nn.Linear(ffn, hidden, bias=False)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, past: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y = self.norm1(x)
+        query = _turned(self.query(y), self.heads, positions)
+        key = _turned(self.key(y), self.kv_heads, positions)
+        value = self.value(y)
+        if past:
+            key, value = torch.cat([past[0], key], dim=1), torch.cat([past[1], value], dim=1)
+        q, k, v = (
+            each.unflatten(-1, (heads, -1)).transpose(1, 2)
+            for each, heads in ((query, self.heads), (key, self.kv_heads), (value, self.kv_heads))
+        )
+        k, v = (each.repeat_interleave(self.heads // self.kv_heads, dim=1) for each in (k, v))
+        new, keys = q.shape[2], k.shape[2]
+        read = torch.ones(new, keys, dtype=torch.bool).tril(keys - new)
+        scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~read, -torch.inf)
+        x = x + self.out((scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
+        y = self.norm2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y)), key, value
+
+
+def _turned(x: Tensor, heads: int, positions: Tensor) -> Tensor:
+    """Turn each pair of channels, one of each half of a head, by its angle."""
+    x = x.unflatten(-1, (heads, -1))
+    half = x.shape[-1] // 2
+    angles = positions[..., None, None] * 10_000.0 ** (-torch.arange(half) / half)
+    pairs = torch.view_as_complex(torch.stack([x[..., :half], x[..., half:]], dim=-1))
+    turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles))
+    return torch.cat([turned[..., 0], turned[..., 1]], dim=-1).flatten(2)
+
+
+class Llama(nn.Module):
+    """Decoder language model; gives the scores of the next token, and all keys and values."""
+
+    def __init__(self, architecture: Architecture, width_mult: float, vocabulary: int) -> None:
+        super().__init__()
+        hidden = scaled_channels(int(architecture.choice.removeprefix("d")), width_mult)
+        self.embedding = nn.Embedding(vocabulary, hidden)
+        blocks = []
+        for label in architecture.units[0]:
+            heads, _, rest = label.removeprefix("h").partition("g")
+            kv_heads, _, ffn = rest.partition("f")
+            size, inner = scaled_channels(64, width_mult), scaled_channels(int(ffn), width_mult)
+            blocks.append(LlamaBlock(hidden, int(heads), int(kv_heads), size, inner))
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.RMSNorm(hidden, eps=1e-6)
+        self.head = nn.Linear(hidden, vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor, positions: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        x, present = self.embedding(tokens), []
+        for number, block in enumerate(self.blocks):
+            x, key, value = block(x, positions, past[2 * number : 2 * number + 2])
+            present += [key, value]
+        return (self.head(self.norm(x[:, -1:])), *present)
+
+
 def published_network(
     architecture: Architecture, resolution: int, width_mult: float, model: onnx.ModelProto
 ) -> nn.Module:
@@ -370,5 +443,9 @@ def _parameters(network: nn.Module) -> Iterator[tuple[Tensor, bool]]:
                     yield layer.weight, isinstance(layer, nn.Linear)
                     yield layer.bias, False
         yield from ((each, False) for each in network.classifier.parameters())
+    elif isinstance(network, Llama):
+        for module in network.modules():
+            if isinstance(module, nn.Embedding | nn.Linear | nn.RMSNorm):
+                yield module.weight, isinstance(module, nn.Linear)
     else:
         yield from ((each, False) for each in network.parameters())

@@ -137,7 +137,7 @@ class Run:
         - ``depth``, ``bin`` (range of depths), ``unit1_depth`` ...
         - ``mean_FEATURE``: mean over the blocks; ``FEATURE_WORD``: number of blocks with this
           word, for features whose values are words
-        - ``resolution``: pixels, if architectures have their own
+        - ``resolution``: pixels, if architectures have their own; one column per context
         - ``latency_ms``: at the device's usual pace, unless the campaign is raw
         - ``interval_percent``: half-width of the 95 % confidence interval for the device at any
           time
@@ -498,7 +498,13 @@ class Run:
         return self.encoder.encode([self.space.read(given) for given in architectures])
 
     @typed
-    def sample(self, n: int, sampling: str = "balanced", seed: int = 0) -> list[Architecture]:
+    def sample(
+        self,
+        n: int,
+        sampling: str = "balanced",
+        seed: int = 0,
+        contexts: Mapping[str, int] | None = None,
+    ) -> list[Architecture]:
         """Return ``n`` different architectures of the search space; fewer if it is exhausted.
 
         Args:
@@ -506,13 +512,16 @@ class Run:
             sampling: ``"balanced"`` (equally many of every depth bin), ``"random"``, or your own
                 sampler as ``path/to/file.py:Class``.
             seed: Random seed.
+            contexts: Value of each context by name, ``{"past": 1500}``; those that are left out
+                are drawn from the campaign's values.
 
         Raises:
             UsageError: ``n`` or ``seed`` is negative, or the sampling does not exist.
+            InvalidSpaceError: a context does not exist, or its value is out of range.
         """
         if seed < 0:
             raise UsageError(f"seed {seed}: give 0 or more")
-        sampler = make_sampler(sampling, self.space, self._bins)
+        sampler = make_sampler(sampling, self.space.at(**(contexts or {})), self._bins)
         return sampler.sample(n, np.random.default_rng(seed))
 
     @cached_property
@@ -586,7 +595,7 @@ class Run:
         return [block.device for block in blocks]
 
     def _features(self, architectures: Sequence[Architecture]) -> dict[str, NDArray[Any]]:
-        """Return columns of the architectures: unit depths, features and resolution.
+        """Return columns of the architectures: unit depths, features, contexts and resolution.
 
         A numeric feature has its mean over the blocks. A feature of words has one count per word.
         """
@@ -610,6 +619,7 @@ class Run:
         chosen = space.choices_of(encoded)
         values = [column for place, table in tables for column in table[chosen[:, place]].T]
         columns |= {n.replace(".", "_"): each for n, each in zip(names, values, strict=True)}
+        columns |= dict(zip(space.contexts, space.contexts_of(encoded).T, strict=True))
         if space.resolutions:
             columns["resolution"] = space.resolution_of(encoded)
         return columns

@@ -12,7 +12,7 @@ import typer
 from esm_host.cli.architectures import read_entries
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.option_groups import grouped
-from esm_host.cli.options import Resolution, dtype_names
+from esm_host.cli.options import InContext, Resolution, dtype_names, read_context
 from esm_host.cli.table import print_table
 from esm_host.errors import UsageError
 from esm_protos.nearest import unknown
@@ -85,6 +85,7 @@ def export(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the weights.")] = 0,
+    context: InContext = None,
     *,
     networks: NetworkOptions,
 ) -> None:
@@ -99,7 +100,7 @@ def export(
     from esm_host.api import export as write
 
     given = {name: value for name, value in vars(networks).items() if value is not None}
-    space = _space(source, given)
+    space = _space(source, given, read_context(context))
     names = None if formats is None else [name.strip() for name in formats.split(",") if name]
     exported = write(space, read_entries(architectures), output, formats=names, seed=seed)
     print_table(
@@ -114,18 +115,20 @@ def export(
     typer.echo(f"{count} in {output}{hint}", err=True)
 
 
-def _space(source: str, settings: dict[str, int | float | str]) -> SearchSpace:
-    """Return the search space of a campaign, or the space of that name."""
+def _space(
+    source: str, settings: dict[str, int | float | str], contexts: dict[str, int]
+) -> SearchSpace:
+    """Return the search space of a campaign, or the space of that name, in these contexts."""
     from esm_host.campaign.run import load_run
     from esm_models.spaces import FAMILY, load_space
 
     names = FAMILY.names()
     if source in names or ".py" in source:
-        return load_space(source, **settings)
+        return load_space(source, contexts=contexts, **settings).at(**contexts)
     if not Path(source).is_dir():
         choices = f"choose {', '.join(names)}, path/to/file.py:Class, or the folder of a campaign"
         raise UsageError(unknown("search space", source, names, choices=choices))
     if settings:
         flag = f"--{next(iter(settings)).replace('_', '-')}"
         raise UsageError(f"{flag}: the campaign in {source} sets it, leave it out")
-    return load_run(source).space
+    return load_run(source).space.at(**contexts)

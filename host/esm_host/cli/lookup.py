@@ -10,8 +10,14 @@ from typing import Annotated
 import typer
 
 from esm_host.cli.errors import one_line_errors
-from esm_host.cli.option_groups import ProviderOptions, RuntimeOptions, SpaceOptions, grouped
-from esm_host.cli.options import TIMING, Device, Json, NoWait, Quiet, Threads
+from esm_host.cli.option_groups import (
+    ProviderOptions,
+    RuntimeOptions,
+    SpaceOptions,
+    grouped,
+    settings_of,
+)
+from esm_host.cli.options import TIMING, Device, Json, NoWait, Quiet, Threads, read_contexts
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
 from esm_protos.text import counted
@@ -106,7 +112,8 @@ def lookup(
     spec = for_models(spec, PARTS, timing.max_time)
     own = [Path(space.space.rpartition(":")[0])] if ":" in space.space else []
     check_output(output, inputs=own)
-    searched = SpaceSettings(**vars(space)).search_space()
+    given = settings_of(SpaceSettings, space) | {"contexts": read_contexts(space.context)}
+    searched = SpaceSettings(**given).search_space()
     parts = PartsEncoder(searched).parts
 
     def on_block(done: int, total: int) -> None:

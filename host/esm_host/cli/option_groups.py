@@ -15,6 +15,7 @@ from esm_host.arguments import flag
 from esm_host.cli.options import (
     AllowFallback,
     Batch,
+    Contexts,
     CudaGraph,
     Dtype,
     Ep,
@@ -95,6 +96,7 @@ class SpaceOptions:
     width_mult: WidthMult = 1.0
     batch: Batch = 1
     dtype: Dtype = "float32"
+    context: Contexts = None
 
 
 @dataclass(frozen=True)

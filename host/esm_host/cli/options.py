@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -200,6 +200,28 @@ Dtype = Annotated[
     ),
 ]
 
+Contexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--context",
+        metavar="NAME=VALUE,VALUE,...",
+        help="Context that networks are measured in, and its values: past=128,512 for the cache of "
+        "a language model, batch=1,4 or resolution=160,224. Each network is drawn with one. May be "
+        "repeated. [default: those of the search space]",
+        rich_help_panel=_SPACE,
+        show_default=False,
+    ),
+]
+InContext = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--context",
+        metavar="NAME=VALUE",
+        help="Context of the networks, such as past=1500, which need not have been measured. May "
+        "be repeated.",
+    ),
+]
+
 TIMING = "Timing"
 
 Precision = Annotated[
@@ -320,6 +342,37 @@ FreeDim = Annotated[
         rich_help_panel=_SESSION,
     ),
 ]
+
+
+def read_contexts(texts: Iterable[str] | None) -> dict[str, tuple[int | str, ...]]:
+    """Return the values of ``--context`` by name; what is no number is left to the search space.
+
+    Raises:
+        UsageError: a text has no name or no ``=``.
+    """
+    found: dict[str, tuple[int | str, ...]] = {}
+    for text in texts or ():
+        name, sign, values = (part.strip() for part in text.partition("="))
+        if not name or not sign:
+            raise UsageError(f"--context '{text}': give NAME=VALUE, such as past=512")
+        parts = [part.strip() for part in values.split(",")]
+        numbers = tuple(int(part) if part.isdecimal() else part for part in parts)
+        found[name] = (*found.get(name, ()), *numbers)
+    return found
+
+
+def read_context(texts: Iterable[str] | None) -> dict[str, Any]:
+    """Return the value of each ``--context``, as :func:`read_contexts`.
+
+    Raises:
+        UsageError: as there, or a context has several values.
+    """
+    found = read_contexts(texts)
+    for name, values in found.items():
+        if len(values) > 1:
+            shown = ",".join(map(str, values))
+            raise UsageError(f"--context {name}={shown}: give one value")
+    return {name: value for name, (value,) in found.items()}
 
 
 def as_share(option: str, percent: float) -> float:

@@ -12,7 +12,7 @@ import typer
 from esm_host.cli.architectures import read_architectures
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.option_groups import grouped
-from esm_host.cli.options import OWN, Json, as_share, sampler_names
+from esm_host.cli.options import OWN, InContext, Json, as_share, read_context, sampler_names
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
 from esm_host.sampling import SAMPLERS
@@ -64,6 +64,7 @@ def predict(
     ] = None,
     *,
     samples: SampleOptions,
+    context: InContext = None,
     interval: Annotated[
         float | None,
         typer.Option(
@@ -84,7 +85,8 @@ def predict(
 
     The tables print architectures in their short form: the option of every block, units separated
     by |, equal neighbours counted, as in 'k3e1/2 | 2*k5e1 | k3e1 | k7e1'. If the space has several
-    resolutions, the form begins with the resolution: '160 px: ...'. In JSON an architecture is
+    resolutions, the form begins with the resolution: '160 px: ...', and if it has contexts, with
+    theirs: '512 past: ...'. In JSON an architecture is
     {"space": "resnet", "units": [["k3e1/2"], ["k5e1", "k5e1"], ...], "resolution": 160}.
 
     Example: esm-host predict runs/pi4 'k3e1/2 | 2*k5e1 | k3e1 | k7e1'
@@ -100,16 +102,19 @@ def predict(
             "give one of ARCHITECTURE..., --architectures FILE, --sample N and --against DIR"
         )
     check_output(output, inputs=[architectures])
-    campaign = load_run(run)
+    campaign, contexts = load_run(run), read_context(context)
+    space = campaign.space.at(**contexts)
     if against is not None:
+        if contexts:
+            raise UsageError("--context cannot be combined with --against: leave one of them out")
         _show_against(campaign.against(load_run(against)), output)
         return
     if given:
-        chosen = [campaign.space.read(text) for text in given]
+        chosen = [space.read(text) for text in given]
     elif architectures is not None:
-        chosen = read_architectures(architectures, campaign.space)
+        chosen = read_architectures(architectures, space)
     else:
-        chosen = campaign.sample(samples.sample, samples.sampling, samples.seed)
+        chosen = campaign.sample(samples.sample, samples.sampling, samples.seed, contexts)
     latency_ms = campaign.predict(chosen).tolist()
     results: list[dict[str, Any]] = [
         {"latency_ms": latency, "key": a.key, "depth": a.depth, "architecture": a.to_json()}

@@ -32,6 +32,7 @@ from esm_host.cli.options import (
     as_share,
     encoding_names,
     predictor_names,
+    read_contexts,
     sampler_names,
     verdict_names,
     was_given,
@@ -417,6 +418,7 @@ def profile(
         if value == 0:  # which means the default to SamplingSettings
             raise UsageError(f"--{name} 0: give {least} or more, or omit it")
     found = settings_of(Settings, campaign, space, sampling, blocks, session)
+    found["contexts"] = read_contexts(space.context) or None
     given = {name: value for name, value in found.items() if value is not None}
     plugins = ("space", "predictor", "encoding", "sampling")
     given |= {name: absolute(given[name]) for name in plugins if given.get(name)}
@@ -564,7 +566,10 @@ def _as_option(name: str, settings: Mapping[str, Any]) -> str:
     if name == "long_visits":
         return f"--cache {'warm' if settings[name] else 'cold'}"
     if isinstance(settings[name], Mapping):
-        given = " ".join(f"{flag(name)} {key}={value}" for key, value in settings[name].items())
+        given = " ".join(
+            f"{flag(name)} {key}={','.join(map(str, v)) if isinstance(v, tuple) else v}"
+            for key, v in settings[name].items()
+        )
         return given or f"no {flag(name)}"
     value = getattr(settings[name], "value", settings[name])
     if isinstance(value, bool):

@@ -15,7 +15,14 @@ import typer
 from esm_host.arguments import on_command_line
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.option_groups import SessionOptions, grouped
-from esm_host.cli.options import OWN, computing, search_methods, was_given
+from esm_host.cli.options import (
+    OWN,
+    InContext,
+    computing,
+    read_context,
+    search_methods,
+    was_given,
+)
 from esm_host.errors import UsageError
 from esm_host.search.methods import METHODS
 from esm_protos.text import counted
@@ -67,6 +74,7 @@ class WishOptions:
             rich_help_panel=_LIMITS,
         ),
     ] = 90.0
+    context: InContext = None
 
 
 @dataclass(frozen=True)
@@ -239,12 +247,13 @@ def _new_settings(
         batch=how.batch,
         probability=wishes.confidence / 100,
         seed=seed,
+        contexts=read_context(wishes.context),
     )
 
 
 _SETTINGS = (
     *("objective", "max_latency", "min_accuracy", "limit", "confidence", "batch", "method"),
-    *("proxy", "seed"),
+    *("proxy", "seed", "context"),
 )
 
 

@@ -27,6 +27,7 @@ from esm_host.cli.options import (
     SharedStore,
     Threads,
     as_share,
+    read_contexts,
     transfer_methods,
     transfer_samplers,
 )
@@ -145,6 +146,7 @@ def transfer(
 
     given = {
         **settings_of(Settings, campaign, space, method, timing, session),
+        "contexts": read_contexts(space.context),
         "samples": method.samples,
         "sources": campaign.source or (),
         "method_options": read_options(method.option or ()),

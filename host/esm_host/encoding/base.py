@@ -44,9 +44,10 @@ class Encoder(ABC):
     """Encoder of one space's architectures as vectors, many at a time.
 
     Equal architectures get equal vectors; ``columns`` names every entry. Choices of the network and
-    of units follow the columns of the blocks, a column per number and per word. If architectures
-    have their own resolution, it is the last column. An encoder with ``with_choices`` or
-    ``with_resolution`` False encodes them differently.
+    of units follow the columns of the blocks, a column per number and per word. Contexts come next,
+    a column each. If architectures have their own resolution, it is the last column. An encoder
+    with ``with_choices`` False encodes choices and contexts differently, and one with
+    ``with_resolution`` False the resolution.
     """
 
     name: ClassVar[str]
@@ -59,8 +60,9 @@ class Encoder(ABC):
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
         names, self._choice_values = choice_columns(space) if self.with_choices else ([], [])
-        resolution = self.with_resolution and bool(space.resolutions)
-        self._appended = [*names, *["resolution"] * resolution]
+        contexts = [*space.contexts] if self.with_choices else []
+        resolution = ["resolution"] if self.with_resolution and space.resolutions else []
+        self._appended = [*names, *contexts, *resolution]
         self.columns: tuple[str, ...] = (*self._columns(), *self._appended)
         if len(set(self.columns)) < len(self.columns):
             twice = next(name for name, count in Counter(self.columns).items() if count > 1)
@@ -75,7 +77,7 @@ class Encoder(ABC):
 
     @property
     def own_columns(self) -> list[str]:
-        """Columns without those of choices and of the resolution at the end."""
+        """Columns without those of choices, contexts and the resolution at the end."""
         return list(self.columns[: len(self.columns) - len(self._appended)])
 
     @property
@@ -126,9 +128,11 @@ class Encoder(ABC):
         if self._appended:
             chosen = self.space.choices_of(codes)
             parts = [encoded, *(table[chosen[:, at]] for at, table in self._choice_values)]
-            if self._appended[-1] == "resolution":
-                parts.append(resolution[:, None].astype(np.float32))
-            encoded = np.concatenate(parts, axis=1)
+            if self.with_choices:
+                parts.append(self.space.contexts_of(codes))
+            if self.with_resolution and self.space.resolutions:
+                parts.append(resolution[:, None])
+            encoded = np.concatenate(parts, axis=1, dtype=np.float32)
         return encoded
 
     def _encode_all(self, codes: Codes, resolution: NDArray[np.int64]) -> NDArray[np.generic]:

@@ -18,6 +18,7 @@ class CodesEncoder(Encoder):
 
     name = "codes"
     with_resolution = False
+    with_choices = False
 
     def _columns(self) -> list[str]:
         units, slots = self.space.code_shape

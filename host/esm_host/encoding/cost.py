@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from esm_host.arguments import argument
 from esm_host.encoding.base import Encoder
 from esm_host.encoding.vectors import FeatureCombinationCountEncoder
+from esm_host.errors import UsageError
 from esm_models.cost import KINDS, RARE_KINDS
 from esm_models.part_table import Content, PartTable, part_table
 from esm_models.parts import REST, Part
@@ -98,7 +100,8 @@ class CostEncoder(_Sums):
 
     If the space's graphs lack blocks without effect, whole networks are counted with them as well
     (``written``), for frameworks that run them. No column shrinks if a block is added. So a model
-    with nonnegative weights is physically plausible. Batch and resolution act through the counts.
+    with nonnegative weights is physically plausible. Batch, resolution and contexts act through the
+    counts.
     """
 
     name = "cost"
@@ -186,6 +189,11 @@ class PartsEncoder(_Sums):
 
     def _vector(self, region: str, part: Part) -> NDArray[np.float64]:
         vector = np.zeros(len(self))
+        if part.key not in self._place:
+            raise UsageError(
+                f"a lookup table of {self.space.name} has no part {part.name} of another context: "
+                f"make the table in that context, with {argument('contexts')}"
+            )
         vector[self._place[part.key]] = 1
         return vector
 

@@ -21,8 +21,8 @@ class GraphEncoder(Encoder):
     absent block are zero, and its neighbours are joined. The two further options are those of input
     and output. Convolutions share their weights over all nodes. So if there are several units,
     nodes name theirs (U). If architectures have a resolution, nodes hold it (R, from 0 for the
-    smallest to 1 for the largest). In the same way they hold choices of the network and of their
-    unit.
+    smallest to 1 for the largest). In the same way they hold contexts and choices of the network
+    and of their unit.
     """
 
     name = "graph"
@@ -51,6 +51,7 @@ class GraphEncoder(Encoder):
             *("input", "output"),
             *(f"unit={unit}" for unit in self._units() if several),
             *choices,
+            *space.contexts,
             *(["resolution"] if space.resolutions else []),
         ]
         return [
@@ -75,9 +76,11 @@ class GraphEncoder(Encoder):
             units = slice(options + 2, options + 2 + space.unit_count)
             operation[:, 1:-1, units] = unit_of[:, None] == np.arange(space.unit_count)
         self._add_choices(operation, space.choices_of(codes), most)
-        if space.resolutions:
-            least, largest = min(space.resolutions), max(space.resolutions)
-            operation[..., -1] = ((resolution - least) / max(largest - least, 1))[:, None]
+        sizes = [*space.contexts_of(codes).T, *[resolution] * bool(space.resolutions)]
+        grids = [*space.contexts.values(), *[space.resolutions] * bool(space.resolutions)]
+        for column, (values, grid) in enumerate(zip(sizes, grids, strict=True), start=-len(sizes)):
+            least, largest = min(grid), max(grid)
+            operation[..., column] = ((values - least) / max(largest - least, 1))[:, None]
         operation *= present[..., None]
 
         if space.wiring:

@@ -22,6 +22,9 @@ class ViewsEncoder(Encoder):
         ``log-costs``: log(1 + x) of the costs of the whole network, as factors of a latency add to
             its logarithm.
         ``choices``: Choices of the network and of units, if there are any.
+
+    Contexts act through the costs alone. So predictions between and beyond the measured values
+    follow the work that a context makes.
     """
 
     name = "views"

@@ -601,10 +601,11 @@ class _Operator:
         """Translate to flatten or unflatten, so that batch and sides stay free."""
         before, after = self._shape(self.node.input[0]), self._shape(self.node.output[0])
         first = 0
-        while min(len(before), len(after)) > 1 and before[-1] == after[-1]:
-            before, after = before[:-1], after[:-1]
-        while min(len(before), len(after)) > 1 and before[0] == after[0]:
+        # The batch comes first: of several dimensions of 1, the first is the batch.
+        while min(len(before), len(after)) > 1 and _alike(before[0], after[0]):
             before, after, first = before[1:], after[1:], first + 1
+        while min(len(before), len(after)) > 1 and _alike(before[-1], after[-1]):
+            before, after = before[:-1], after[:-1]
         if len(before) == 1:
             return lambda x: f"{x[0]}.unflatten({first}, {tuple(map(_free, after))})"
         if len(after) == 1:
@@ -771,6 +772,11 @@ def _scope(node: NodeProto, depth: int) -> str | None:
 def _capitalised(scope: str) -> str:
     words = re.sub(r"\W", "_", scope, flags=re.ASCII).split("_")
     return "".join(word[:1].upper() + word[1:] for word in words)
+
+
+def _alike(a: int, b: int) -> bool:
+    """Return whether two dimensions have the same size and, if they are named, the same name."""
+    return a == b and getattr(a, "name", None) == getattr(b, "name", None)
 
 
 def _free(size: int) -> int:

@@ -21,8 +21,8 @@ def neighbours(space: SearchSpace) -> Codes:
     2022: 25 of NAS-Bench-201). The paper does not name its base. Ours is the deepest architecture
     of the first and cheapest option, except :data:`NOTHING`. A network without operations has no
     latency to compare with. Each neighbour has one block of another option, one unit of another
-    depth, another resolution, or another choice of the network or of one unit. Where all blocks of
-    a unit share an option, they change together.
+    depth, another resolution, one other context, or another choice of the network or of one unit.
+    Where all blocks of a unit share an option, they change together.
 
     Returns:
         Codes, ``(n, *space.code_shape)``.
@@ -57,7 +57,16 @@ def neighbours(space: SearchSpace) -> Codes:
         for index in range(size):
             if index != base[-1, choice]:
                 add((space.unit_count, choice), index)
-    return np.stack(codes)
+    found = np.stack(codes)
+    choices, largest = space.choices_of(found[:1]), space.contexts_of(found[:1])
+    for place, values in enumerate(space.contexts.values()):
+        for value in values:
+            if value != largest[0, place]:
+                contexts = largest.copy()
+                contexts[0, place] = value
+                other = space.join(space.blocks_of(found[:1]), choices, contexts)
+                found = np.concatenate([found, other])
+    return found
 
 
 class LookupPredictor(Predictor):

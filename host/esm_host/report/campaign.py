@@ -104,7 +104,7 @@ def _status(run: Run) -> tuple[str, str]:
 
 def _lead(run: Run, measurements: pd.DataFrame, accuracy: pd.DataFrame) -> str:
     count = plural(len(measurements), "architecture")
-    text = f"{count} of {_large(run.space.count())} measured"
+    text = f"{count} of {_large(run.space.count() * run.space.context_count)} measured"
     last = _last_round(accuracy)
     if last.empty:
         return f"{text}; no predictor has been trained yet.{_under_way(run)}"
@@ -257,7 +257,8 @@ def _residuals(predicted: pd.DataFrame, space: SearchSpace) -> Iterator[Figure]:
             by |= {f"{feature.name}_{word}": f"number of {word} blocks" for word in feature.values}
         else:
             by[f"mean_{feature.name}"] = f"mean {feature.name}"
-    if space.resolutions:
+    by |= {name: name for name in space.contexts}
+    if "resolution" in predicted:
         by["resolution"] = "resolution (pixels)"
     varied = {column: what for column, what in by.items() if predicted[column].nunique() > 1}
     columns = [
@@ -544,6 +545,8 @@ def _architectures(measurements: pd.DataFrame, space: SearchSpace) -> Iterator[S
     lead += f"3*{space.options[-1].label} stands for three blocks in a row."
     if space.resolutions:
         lead += " The resolution comes first."
+    if space.contexts:
+        lead += f" {' and '.join(space.contexts).capitalize()} come before the options."
     yield Section(
         "architectures",
         "Architectures",

@@ -194,6 +194,8 @@ def _again(record: SearchRecord) -> str:
     words += [word for text in settings.objectives for word in ("--objective", text)]
     words += [word for ms in settings.max_latency_ms for word in ("--max-latency", repr(ms))]
     words += [word for text in settings.limits for word in ("--limit", text)]
+    placed = [f"{name}={value}" for name, value in settings.contexts.items()]
+    words += [word for text in placed for word in ("--context", text)]
     if settings.probability != plain.probability:
         words += ["--confidence", f"{100 * settings.probability:g}"]
     for name in ("measure", "method", "batch", "seed"):

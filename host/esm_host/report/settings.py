@@ -40,9 +40,14 @@ def _text(name: str, value: Any) -> str:
     if name.endswith("_s"):
         return duration(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={each}" for key, each in value.items())
+        return ", ".join(f"{key}={_listed(each)}" for key, each in value.items())
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(str, value))
     return str(value).replace(",", ", ") if name in ("train_on", "warm_start") else str(value)
+
+
+def _listed(value: Any) -> str:
+    """Return the values of an option as they are given to it."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

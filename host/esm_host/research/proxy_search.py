@@ -55,9 +55,11 @@ class ProxySearch:
         measured = run.measurements()
         own = set(measured.loc[measured["round"] >= 0, "architecture_key"])
         architectures = [a for a in run.dataset().architectures if a.key in own]
-        drawn = run.sample(len(own) + _MOST_SAMPLES, "random", settings.seed)
+        count = len(own) + _MOST_SAMPLES
+        drawn = run.sample(count, "random", settings.seed, settings.contexts)
+        codes = run.space.encode(architectures)
         samples = CampaignSamples(
-            run.space.encode(architectures),
+            codes[run.space.at(**settings.contexts).in_contexts(codes)],
             run.space.encode([a for a in drawn if a.key not in own]),
         )
         return verify_by_proxy(

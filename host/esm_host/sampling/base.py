@@ -125,7 +125,10 @@ class Sampler(ABC):
 
 
 def draw_options(space: SearchSpace, unit_depths: np.ndarray, rng: np.random.Generator) -> Codes:
-    """Draw codes with given block counts, shape ``(n, units)``; all other choices uniform."""
+    """Draw codes with given block counts, shape ``(n, units)``.
+
+    All other choices, and contexts, are uniform.
+    """
     n, shape = len(unit_depths), (*unit_depths.shape, space.max_unit_depth)
     drawn = (*shape[:2], 1) if space.one_option_per_unit else shape
     if len({len(codes) for codes in space.block_options}) == 1:
@@ -141,4 +144,7 @@ def draw_options(space: SearchSpace, unit_depths: np.ndarray, rng: np.random.Gen
     chosen = np.empty((n, len(space.choice_sizes)), dtype=np.int64)
     for choice, size in enumerate(space.choice_sizes):
         chosen[:, choice] = rng.integers(size, size=n)
-    return space.join(np.where(present, options, -1), chosen)
+    contexts = np.empty((n, len(space.contexts)), dtype=np.int64)
+    for context, values in enumerate(space.contexts.values()):
+        contexts[:, context] = rng.choice(np.array(values), size=n)
+    return space.join(np.where(present, options, -1), chosen, contexts)

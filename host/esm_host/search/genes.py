@@ -18,7 +18,8 @@ class GeneEncoding:
     """Encoding with one gene per choice that has more than one option.
 
     Genes are the depth of each unit, the option of each block, and then the resolution and the
-    choices of the network and of units. Every vector within :attr:`choices` is an architecture.
+    choices of the network and of units. Every vector within :attr:`choices` is an architecture. It
+    is in the largest contexts of the space, which has one of each in a search.
     Genes of blocks beyond their unit's depth have no effect. They are kept for a later generation
     in which the unit may be deeper. Vectors that differ only in such genes have equal codes.
 

@@ -147,13 +147,15 @@ def _table(name: str, path: Path, column: str, space: SearchSpace) -> TableMeasu
         ) from None
     try:
         if "architecture" in frame:  # present for users' own spaces as well
-            found = [Architecture.from_json(json.loads(text)) for text in frame["architecture"]]
+            found = [space.read(json.loads(text)) for text in frame["architecture"]]
             codes = space.encode(found)
         else:
             settings = {"resolution": None if space.resolutions else space.resolution}
             other, codes = codes_of(frame, settings)
             if other.name != space.name:
                 raise ValueError(f"it is of {other.name}, not of {space.name}")
+            if space.contexts:
+                codes = space.encode([space.read(each) for each in other.decode(codes)])
     except (TypeError, ValueError, ModelsError) as error:
         raise DatasetError(f"{path} is not a table of {space.name} ({error})") from error
     if not len(codes):

@@ -69,9 +69,10 @@ class SearchRecord:
         """Prefixes of the devices' quantities; ``[""]`` for a single device."""
         return self.settings.devices
 
-    @property
+    @cached_property
     def space(self) -> SearchSpace:
-        return self.runs[0].space
+        """Search space in the contexts of the search."""
+        return self.runs[0].space.at(**self.settings.contexts)
 
     @property
     def objectives(self) -> list[Objective]:
@@ -118,7 +119,7 @@ class SearchRecord:
         return pd.concat(frames, ignore_index=True)
 
     def measured(self) -> pd.DataFrame:
-        """Return everything that all devices measured, for the campaigns and for the search.
+        """Return what all devices measured in the contexts of the search, also for the campaigns.
 
         Further columns:
             ``excess``: Violation of the limits (:class:`~esm_host.search.problem.Candidates`),
@@ -174,6 +175,9 @@ class SearchRecord:
         frame = reduce(lambda one, other: one.merge(other, on="key"), frames)
         architectures = [by_key[key] for key in frame["key"]]
         codes = self.space.encode(architectures)
+        there = self.space.in_contexts(codes)
+        architectures = [each for each, kept in zip(architectures, there, strict=True) if kept]
+        frame, codes = frame[there].reset_index(drop=True), codes[there]
         frame = frame.assign(
             architecture=[a.to_text() for a in architectures],
             depth=[a.depth for a in architectures],

@@ -7,7 +7,7 @@ import math
 import operator
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class SearchSettings:
         batch: Number of architectures measured per round.
         probability: Probability that a result keeps ``max_latency_ms``.
         seed: Random seed.
+        contexts: Value of each context in which architectures are searched, by name. A context of
+            which the campaigns drew one value may be left out.
 
     Raises:
         UsageError: a value is out of its range.
@@ -60,6 +62,7 @@ class SearchSettings:
     batch: int = 10
     probability: float = 0.9
     seed: int = 0
+    contexts: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -188,8 +188,9 @@ def _stability(rounds: Sequence[Round], known: Codes, posed: Problem, batch: int
 
 
 def _known(sites: Sequence[Site], problem: Problem) -> Codes:
-    """Return the architectures that all sites have measured."""
+    """Return the architectures that all sites have measured in the contexts of the problem."""
     first, *others = [site.known() for site in sites]
+    first = first[problem.space.in_contexts(first)]
     for other in others:
         first = first[np.isin(keys(first), keys(other))]
     return first[distinct(first)].reshape(-1, *problem.space.code_shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,24 +298,31 @@ def describe(space: SearchSpace) -> str:
         settings["width_mult"],
         settings["batch"],
         space.dtype,
+        settings.get("contexts", {}),
     )
 
 
 def describe_settings(settings: SpaceSettings) -> str:
     """Return the description of a campaign's search space without loading it."""
     own = (settings.resolution, settings.width_mult, settings.batch, settings.dtype)
-    return _description(settings.space, *own)
+    return _description(settings.space, *own, settings.contexts)
 
 
 def _description(
-    name: str, resolution: int | None, width_mult: float, batch: int, dtype: str
+    name: str,
+    resolution: int | None,
+    width_mult: float,
+    batch: int,
+    dtype: str,
+    contexts: Mapping[str, Sequence[int]],
 ) -> str:
     return (
         name
-        + (f", {resolution} px" if resolution is not None else "")
+        + (f", {resolution} px" if resolution is not None and "resolution" not in contexts else "")
         + (f", width x{width_mult:g}" if width_mult != 1 else "")
-        + (f", batch {batch}" if batch != 1 else "")
+        + (f", batch {batch}" if batch != 1 and "batch" not in contexts else "")
         + (f", {dtype}" if dtype != FLOAT32 else "")
+        + "".join(f", {each} {'/'.join(map(str, values))}" for each, values in contexts.items())
     )
 
 

@@ -33,9 +33,13 @@ class Source:
     def fits(self, space: SearchSpace) -> bool:
         """Return whether its architectures are those of the space.
 
-        Resolution, widths, batch and dtype may differ.
+        Resolution, widths, batch, dtype and the values of contexts may differ.
         """
-        return self.space.name == space.name and self.codes.shape[1:] == space.code_shape
+        return (
+            self.space.name == space.name
+            and self.codes.shape[1:] == space.code_shape
+            and [*self.space.contexts] == [*space.contexts]
+        )
 
 
 def side_by_side(sources: Sequence[Source]) -> NDArray[np.float64]:

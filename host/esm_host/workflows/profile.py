@@ -186,11 +186,12 @@ def _device_times(store: Store, settings: Settings) -> DeviceTimes:
 def _check_space(settings: Settings, space: SearchSpace) -> None:
     bins = settings.depth_bins(space)
     needed = settings.initial + settings.references
-    if needed > space.count():
+    there = space.count() * space.context_count
+    if needed > there:
         raise UsageError(
             f"{argument('initial')} {settings.initial} and {argument('references')} "
             f"{settings.references} exceed the "
-            f"space's {counted(space.count(), 'architecture')}: give fewer"
+            f"space's {counted(there, 'architecture')}: give fewer"
         )
     for index in range(bins.count):
         if not space.possible_depths & set(bins.depths(index)):

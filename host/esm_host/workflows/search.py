@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,7 +100,7 @@ def run_search(
         for run in runs:
             RunFolder(run.path).prepare(resume=True)
         runs = [load_run(path) for path in settings.runs]
-    space = _common_space(runs)
+    space = _common_space(runs, settings.contexts)
     _check_names(settings)
     own = [read_measure(spec, space) for spec in settings.objective_specs if spec.source]
     listed = next((measure.codes for measure in own if isinstance(measure, TableMeasure)), None)
@@ -172,7 +172,13 @@ def _keeping(
     return keep
 
 
-def _common_space(runs: Sequence[Run]) -> SearchSpace:
+def _common_space(runs: Sequence[Run], contexts: Mapping[str, int]) -> SearchSpace:
+    """Return the space of campaigns in the contexts of a search.
+
+    Raises:
+        UsageError: a campaign has no predictor, their spaces differ, or a context has no value.
+        InvalidSpaceError: a context does not exist, or its value is out of range.
+    """
     first, *others = runs
     for run in runs:
         if run.result is None:
@@ -183,11 +189,20 @@ def _common_space(runs: Sequence[Run]) -> SearchSpace:
         if other.space.code_shape != first.space.code_shape or (
             other.space.name != first.space.name
             or other.space.resolutions != first.space.resolutions
+            or [*other.space.contexts] != [*first.space.contexts]
         ):
             raise UsageError(
                 f"{first.path} and {other.path} have different spaces: give campaigns of one space"
             )
-    return first.space
+    space = first.space.at(**contexts)
+    for name, values in space.contexts.items():
+        if len(values) > 1:
+            raise UsageError(
+                f"{first.path} has networks in several contexts, {name} of "
+                f"{', '.join(map(str, values))}: give {argument('contexts')} {name}={max(values)}, "
+                "or another value"
+            )
+    return space
 
 
 def _check_names(settings: SearchSettings) -> None:

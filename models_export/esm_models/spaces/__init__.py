@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from esm_models.errors import InvalidSpaceError, UnknownSpaceError
@@ -22,6 +23,8 @@ SPACES = {
     "autoformer": "esm_models.spaces.autoformer:AutoFormerSpace",
     "mobilenetv4": "esm_models.spaces.mobilenetv4:MobileNetV4Space",
     "detector": "esm_models.spaces.detector:DetectorSpace",
+    "lm-prefill": "esm_models.spaces.decoder:PrefillSpace",
+    "lm-decode": "esm_models.spaces.decoder:DecodeSpace",
 }
 """Module and class of each search space, by name."""
 
@@ -34,12 +37,16 @@ FAMILY = Family(
 )
 
 
-def load_space(name: str, **settings: Any) -> SearchSpace:
+def load_space(
+    name: str, *, contexts: Mapping[str, int | Sequence[int]] | None = None, **settings: Any
+) -> SearchSpace:
     """Return a search space by name.
 
     Args:
         name: Name in :data:`SPACES` or of an installed package (entry points ``esm.spaces``), or
             ``path/to/file.py:Class``.
+        contexts: Values of contexts, as in :meth:`SearchSpace.with_contexts`; None for those of the
+            class.
         settings: Arguments of :class:`SearchSpace`: ``resolution``, ``width_mult``, ``batch`` and
             ``dtype``.
 
@@ -54,6 +61,8 @@ def load_space(name: str, **settings: Any) -> SearchSpace:
     path, _ = split(name)
     try:
         space: SearchSpace = cls(**settings)
+        if contexts:
+            space = space.with_contexts(contexts)
         if name not in SPACES:  # find errors now, not in the middle of a campaign
             space.check_options()
             for architecture in (*space.extremes(), *space.uniform()):

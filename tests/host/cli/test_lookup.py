@@ -61,6 +61,7 @@ def test_neighbours_differ_from_the_base_in_one_thing(name: str) -> None:
             *zip(base.unit_choices, other.unit_choices, strict=True),
             (base.resolution, other.resolution),
             (base.choice, other.choice),
+            (base.contexts, other.contexts),
         ]
         assert sum(one != two for one, two in pairs) == 1
 

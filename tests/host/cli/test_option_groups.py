@@ -55,8 +55,10 @@ def test_settings_are_found_by_their_options() -> None:
         target_accuracy: float = 90.0
         unknown: int = 1
 
-    space = SpaceOptions(batch=4)
+    space = SpaceOptions(batch=4, context=["past=8"])
+    own = dict(vars(space))
     assert settings_of(Settings, space, Options()) == {
-        **vars(space),
+        "contexts": own.pop("context"),
+        **own,
         "target_accuracy_percent": 90.0,
     }

@@ -51,6 +51,11 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def few_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esm_models.spaces.decoder.DecoderSpace.vocabulary", 500)
+
+
 def small(name: str, **settings: Any) -> SearchSpace:
     if name == EVERYTHING:
         return load_space(name, batch=2, **settings)
@@ -67,6 +72,33 @@ def some(space: SearchSpace) -> list[Architecture]:
 def images(space: SearchSpace) -> NDArray[np.float32]:
     shape = (space.batch, 3, space.resolution, space.resolution)
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def values(space: SearchSpace, architecture: Architecture) -> dict[str, NDArray[Any]]:
+    """Images, or the tokens and the cache of a language model."""
+    given: dict[str, NDArray[Any]] = {}
+    rng = np.random.default_rng(0)
+    for value in onnx.load_from_string(space.build(architecture)).graph.input:
+        shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        if value.type.tensor_type.elem_type == onnx.TensorProto.INT64:
+            given[value.name] = rng.integers(0, 500, shape)
+        else:
+            given[value.name] = rng.standard_normal(shape, dtype=np.float32)
+    return given
+
+
+def assert_agree(network: nn.Module, model: bytes | Path, given: dict[str, NDArray[Any]]) -> None:
+    """All outputs of a module are those of a graph."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, ["CPUExecutionProvider"]
+    )
+    with torch.inference_mode():
+        outputs = network.eval()(*map(torch.from_numpy, given.values()))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    for output, expected in zip(outputs, session.run(None, given), strict=True):
+        assert_close(output.numpy(), expected)
 
 
 def run_onnx(model: bytes | Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -124,8 +156,8 @@ def test_the_torch_module_computes_what_the_onnx_graph_does(name: str) -> None:
         source = torch_source(space, architecture)
         network = build(source, "network")
         network.load_state_dict(weights_of(source, moderate))
-        expected = run_onnx(space.build(architecture, moderate), images(space))
-        assert_close(run_torch(network, images(space)), expected)
+        model = space.build(architecture, moderate)
+        assert_agree(network, model, values(space, architecture))
 
 
 @pytest.mark.parametrize("name", operators.OPERATORS)
@@ -153,8 +185,8 @@ def test_exported_files_are_valid_and_agree(name: str, tmp_path: Path) -> None:
     space = small(name)
     for each in esm_host.export(space, some(space), tmp_path / "out", seed=3):
         onnx.checker.check_model(str(each.folder / "model.onnx"), full_check=True)
-        expected = run_onnx(each.folder / "model.onnx", images(space))
-        assert_close(run_torch(imported(each.folder), images(space)), expected)
+        given = values(space, each.architecture)
+        assert_agree(imported(each.folder), each.folder / "model.onnx", given)
         text = (each.folder / "model.py").read_text()
         roots = re.findall(r"^(?:from|import) (\w+)", text, re.M)
         assert set(roots) == {"torch"}, "it needs nothing of ours"
@@ -168,7 +200,9 @@ def test_a_training_step_reaches_every_parameter(name: str) -> None:
         network = esm_host.torch_module(space, architecture)
         network.train()
         before = copy.deepcopy(network.state_dict())
-        network(torch.from_numpy(images(space))).square().mean().backward()
+        outputs = network(*map(torch.from_numpy, values(space, architecture).values()))
+        first = outputs[0] if isinstance(outputs, tuple) else outputs
+        first.square().mean().backward()
         for path, parameter in network.named_parameters():
             assert parameter.grad is not None, path
             assert parameter.grad.isfinite().all(), path
@@ -178,7 +212,8 @@ def test_a_training_step_reaches_every_parameter(name: str) -> None:
             if path.endswith("running_mean") and not value.equal(before[path])
         }
         norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-        assert norms or space.name == "autoformer"  # which has layer norms
+        own_norms = ("autoformer", "lm-prefill", "lm-decode")  # over the last dimension
+        assert norms or space.name in own_norms
         if space.name != "nasbench201":  # some of whose cells give zeros, whose mean is known
             assert len(moved) == len(norms)
 
@@ -303,6 +338,20 @@ def test_the_batch_is_free() -> None:
     network = esm_host.torch_module(space, space.extremes()[1], seed=0)
     x = np.random.default_rng(0).standard_normal((5, 3, 97, 97), dtype=np.float32)
     assert_close(run_torch(network, x)[:2], run_torch(network, x[:2]))
+
+
+def test_a_module_that_reads_one_token_takes_any_batch_and_cache() -> None:
+    space = load_space("lm-decode", width_mult=0.125)
+    network = esm_host.torch_module(space, space.extremes()[0], seed=0).eval()
+    several = load_space("lm-decode", width_mult=0.125, batch=3).at(past=6)
+    given = values(several, several.extremes()[0])
+    tensors = [torch.from_numpy(each) for each in given.values()]
+    with torch.inference_mode():
+        together = network(*tensors)[0]
+        alone = torch.cat(
+            [network(*(each[row : row + 1] for each in tensors))[0] for row in range(3)]
+        )
+    assert_close(together.numpy(), alone.numpy())
 
 
 def test_equal_scopes_share_a_class_that_names_their_options() -> None:
