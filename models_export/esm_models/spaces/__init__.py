@@ -20,6 +20,9 @@ SPACES = {
     "ofa-resnet50": "esm_models.spaces.ofa_resnet50:OFAResNet50Space",
     "proxyless": "esm_models.spaces.proxyless:ProxylessSpace",
     "autoformer": "esm_models.spaces.autoformer:AutoFormerSpace",
+    "hat": "esm_models.spaces.hat:HATSpace",
+    "hat-encoder": "esm_models.spaces.hat:HATEncoderSpace",
+    "hat-step": "esm_models.spaces.hat:HATStepSpace",
 }
 """Module and class of each search space, by name."""
 
