@@ -141,7 +141,10 @@ def compute(target: pd.DataFrame, source: Floats, seed: int) -> list[dict[str, o
             measured = truth[BOTH if part == APART else part][rest]
             found.append(
                 {
-                    **{"part": part, "method": method, "samples": kind, "seed": seed},
+                    "part": part,
+                    "method": method,
+                    "samples": kind,
+                    "seed": seed,
                     "spearman": rank_correlations(measured, values).spearman,
                     "error": 100 - accuracy_percent(measured, values),
                     "covered": covered.get(part),

@@ -97,7 +97,7 @@ def test_energies_keep_their_metric_and_unit(board: Path) -> None:
         "device  latencies  missing  median_ms",
         "orin            2        0     0.8750",
         "device  energies  missing  median_mj",
-        "orin           1        1       2000",
+        "orin           1        1      2,000",
     ]
     data = json.loads(works("sources", "list", "--json", "-"))
     assert [(entry["name"], entry["metric"], entry["unit"]) for entry in data["sources"]] == [
