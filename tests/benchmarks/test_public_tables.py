@@ -1,15 +1,17 @@
 """Public tables from tiny files of the formats that their papers publish."""
 
 import json
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from benchmarks.public_tables import main
 from esm_host.dataset.benchmarks import read_benchmark
 from esm_host.research.encodings.zero_cost import ProxyTable
-from tests.host.sources.test_published import CELLS, help_folder
+from tests.host.sources.test_published import CELLS, help_folder, hw_nas_bench
 
 BLOCKS = [[8] * 22, [0] * 21 + [7]]
 
@@ -64,6 +66,29 @@ def test_once_for_all(tmp_path: Path) -> None:
     main([str(tmp_path), "--ofa", str(ofa)])
     table = read_benchmark(tmp_path / "ofa_mobilenetv3.parquet")
     assert [each.resolution for each in table.space.decode(table.codes)] == [160, 224]
+
+
+def test_transformers(tmp_path: Path) -> None:
+    columns = ["encoder_embed_dim", "latency_mean_encoder", "latency_mean_decoder"]
+    frame = pd.DataFrame([[640, 300.0, 500.0]], columns=[*columns])
+    frame.assign(latency_std_encoder=[1.5]).to_csv(tmp_path / "pi.csv", index=False)
+    main([str(tmp_path), "--hat-raspberrypi", str(tmp_path / "pi.csv")])
+    (row,) = pd.read_parquet(tmp_path / "hat_raspberrypi.parquet").to_dict("records")
+    assert row == {
+        "encoder_embed_dim": 640,
+        "lat_ms_encoder": 300,
+        "lat_ms_decoder": 500,
+        "std_ms_encoder": 1.5,
+    }
+
+
+def test_energies(tmp_path: Path) -> None:
+    content = hw_nas_bench(np.random.default_rng(0))
+    (tmp_path / "hw.pickle").write_bytes(pickle.dumps(content))
+    main([str(tmp_path), "--hw-nas-bench", str(tmp_path / "hw.pickle")])
+    table = read_benchmark(tmp_path / "hwnasbench_energy.parquet")
+    assert (table.space.name, dict(table.latency_ms)) == ("nasbench201", {})
+    assert table.energy_mj["edgegpu"].tolist() == [1.0, 2.0]
 
 
 def test_wrong_usage_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,19 +29,20 @@ ROOT = Path(__file__).parents[2]
 
 def random_codes(space: SearchSpace, n: int, seed: int = 1) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    codes = np.full((n, *space.code_shape), -1, dtype=np.int16)
-    for row in codes:
-        for unit, depths in enumerate(space.depths):
+    blocks = np.full((n, space.unit_count, space.max_unit_depth), -1, dtype=np.int16)
+    for row in blocks:
+        for unit, (depths, options) in enumerate(
+            zip(space.depths, space.block_options, strict=True)
+        ):
             depth = int(rng.choice(np.array(depths)))
             size = 1 if space.one_option_per_unit else depth
-            row[unit, :depth] = rng.integers(len(space.options), size=size)
-        if space.choice_sizes:
-            row[-1, : len(space.choice_sizes)] = rng.integers(space.choice_sizes)
-    if space.contexts:
-        contexts = [rng.choice(values[:2], n) for values in space.contexts.values()]
-        blocks, choices = space.blocks_of(codes), space.choices_of(codes)
-        codes = space.join(blocks, choices, np.stack(contexts, axis=1))
-    return codes
+            row[unit, :depth] = options[rng.integers(len(options), size=size)]
+    sizes = space.choice_sizes
+    choices = rng.integers(sizes, size=(n, len(sizes))) if sizes else None
+    if not space.contexts:
+        return space.join(blocks, choices)
+    contexts = [rng.choice(values[:2], n) for values in space.contexts.values()]
+    return space.join(blocks, choices, np.stack(contexts, axis=1))
 
 
 @pytest.fixture(params=SPACES)
@@ -243,7 +244,7 @@ def test_what_is_looked_up_is_what_tracing_gives(space: SearchSpace) -> None:
     table.rows(codes)
     fresh = random_codes(space, 5, seed=2)
     assert counts_of(table, fresh) == traced(space, fresh)
-    assert table.additive == (not space.choices and not space.units_choose)
+    assert table.additive == (not space.levels)
 
 
 def test_every_cell_is_looked_up_as_it_is_traced() -> None:

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from esm_host.sampling.random import RandomSampler
 from esm_models.architecture import Architecture
@@ -17,12 +18,16 @@ from esm_models.errors import InvalidSpaceError
 from esm_models.part_table import Rule, part_table
 from esm_models.space import SearchSpace
 from esm_models.spaces import load_space
-from esm_protos.weights import draw_weights
 from tests.helpers import depth_bins
+from tests.host.exporting.test_export import moderate
 from tests.models.torch_published import published_network
 
-NAMES = ("ofa-resnet50", "proxyless", "autoformer", "mobilenetv4", "detector")
+NAMES = (
+    *("ofa-resnet50", "proxyless", "autoformer", "mobilenetv4", "detector"),
+    *("hat", "hat-encoder", "hat-step"),
+)
 TOLERANCE = 1e-4
+TOKENS = 1000
 
 
 def small(name: str) -> SearchSpace:
@@ -34,18 +39,29 @@ def some(space: SearchSpace, n: int) -> list[Architecture]:
     return [*space.extremes(), *drawn]
 
 
+def values(session: onnxruntime.InferenceSession, seed: int = 0) -> dict[str, NDArray]:
+    """Normal numbers, and tokens, for each input."""
+    rng = np.random.default_rng(seed)
+    return {
+        each.name: rng.integers(TOKENS, size=each.shape)
+        if each.type == "tensor(int64)"
+        else rng.standard_normal(each.shape, dtype=np.float32)
+        for each in session.get_inputs()
+    }
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_agree_with_torch(name: str) -> None:
     space = small(name)
-    images = np.random.default_rng(0).standard_normal((1, 3, 64, 64), dtype=np.float32)
     for architecture in some(space, 20):
-        model = space.build(architecture, draw_weights)
+        model = space.build(architecture, moderate)
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        (output,) = session.run(None, {session.get_inputs()[0].name: images})
+        given = values(session)
+        output, *_ = session.run(None, given)
         proto = onnx.load_from_string(model)
         network = published_network(architecture, 64, 0.25, proto)
         with torch.inference_mode():
-            expected = network(torch.from_numpy(images)).numpy()
+            expected = network(*map(torch.from_numpy, given.values())).numpy()
         scale = np.abs(expected).max()
         assert scale > 0.1
         np.testing.assert_allclose(output, expected, rtol=0, atol=TOLERANCE * scale)
@@ -69,6 +85,10 @@ def test_the_numbers_of_networks_are_those_published() -> None:
     assert load_space("proxyless", resolution=224).count() == per_unit**5 * 9
     blocks = sum(4**depth for depth in (12, 13, 14))
     assert load_space("autoformer").count() == 3 * blocks
+    encoders, decoders = 2 * 6**6, 2 * sum(36**depth for depth in range(1, 7))
+    assert load_space("hat-encoder").count() == encoders
+    assert load_space("hat-step").count() == decoders
+    assert load_space("hat").count() == encoders * decoders  # "about 10^15"
 
 
 def test_the_numbers_of_networks_are_those_of_the_grids() -> None:
@@ -117,3 +137,30 @@ def test_the_neck_of_the_detector_reads_three_stages() -> None:
 def test_a_resolution_of_the_detector_is_a_multiple_of_32(resolution: int) -> None:
     with pytest.raises(InvalidSpaceError, match=f"^resolution {resolution} .*detector: give"):
         load_space("detector", resolution=resolution)
+
+
+def test_a_position_of_hats_decoder_reads_no_later_token() -> None:
+    space = small("hat")
+    model = space.build(space.extremes()[1], moderate)
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    given = values(session)
+    (before,) = session.run(None, given)
+    given["target"] = given["target"].copy()
+    given["target"][:, 40:] += 1
+    (after,) = session.run(None, given)
+    np.testing.assert_allclose(after[:, :40], before[:, :40], atol=1e-5 * np.abs(before).max())
+    assert np.abs(after[:, 40:] - before[:, 40:]).max() > 1e-3 * np.abs(before).max()
+
+
+def test_hats_decoder_reads_as_many_encoder_layers_as_its_layer_chooses() -> None:
+    space = load_space("hat", resolution=10)
+    for layers in (1, 2, 3):
+        labels = (("f1024h4",) * 6, (f"f1024h4c4l{layers}",))
+        architecture = Architecture("hat", labels, unit_choices=("d512", "d640"))
+        net, _ = space.trace(architecture)
+        keys = [
+            net.shape(node.input[1])
+            for node in net.nodes
+            if node.op_type == "Attention" and node.name.startswith("unit2")
+        ]
+        assert keys == [(1, 10, 512), (1, 10 * layers, 512)]

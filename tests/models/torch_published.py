@@ -398,6 +398,171 @@ class Llama(nn.Module):
         return (self.head(self.norm(x[:, -1:])), *present)
 
 
+class Attention(nn.Module):
+    """Multi-head attention to the sequence itself, or to another one of width ``other``."""
+
+    def __init__(self, width: int, inner: int, heads: int, other: int = 0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.joint = nn.Linear(other or width, (2 if other else 3) * inner)
+        self.query = nn.Linear(width, inner) if other else None
+        self.out = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, read: Tensor | None = None, causal: bool = False) -> Tensor:
+        if self.query is None:
+            q, k, v = self.joint(x).chunk(3, dim=-1)
+        else:
+            q, (k, v) = self.query(x), self.joint(read).chunk(2, dim=-1)
+        return self.out(self.attend(q, k, v, causal))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        if causal:
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(later, float("-inf"))
+        return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+
+
+class FeedForward(nn.Module):
+    """Two layers with ReLU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)))
+
+
+class HATLayer(nn.Module):
+    """Post-norm layer of HAT's encoder, or of its decoder where it reads the encoder.
+
+    A decoder reads the last layers of an encoder, whose width is ``encoder``.
+    """
+
+    def __init__(self, label: str, width: int, width_mult: float, encoder: int = 0) -> None:
+        super().__init__()
+        chosen = re.fullmatch(r"f(\d+)h(\d)(?:c(\d)l(\d))?", label)
+        assert chosen is not None
+        ffn, heads, cross_heads, layers = (int(each or 0) for each in chosen.groups())
+        inner = scaled_channels(512, width_mult)
+        self.layers = layers
+        self.own = Attention(width, inner, heads)
+        self.norm1 = nn.LayerNorm(width)
+        self.cross = Attention(width, inner, cross_heads, encoder) if layers else None
+        self.norm2 = nn.LayerNorm(width) if layers else None
+        self.feed = FeedForward(width, scaled_channels(ffn, width_mult))
+        self.norm3 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, encoded: list[Tensor]) -> Tensor:
+        x = self.norm1(x + self.own(x, causal=self.cross is not None))
+        if self.cross is not None and self.norm2 is not None:
+            read = torch.cat(encoded[::-1][: self.layers], dim=1)
+            x = self.norm2(x + self.cross(x, read))
+        return self.norm3(x + self.feed(x))
+
+
+class Embedding(nn.Module):
+    """Scaled embeddings of tokens and sinusoids of their positions."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(vocabulary, width)
+
+    def forward(self, tokens: Tensor, first: int = 0) -> Tensor:
+        width = self.table.embedding_dim
+        places = first + torch.arange(tokens.shape[1], dtype=torch.float64)
+        exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
+        angles = places[:, None] / 10_000**exponents
+        sinusoids = torch.cat([angles.sin(), angles.cos()], dim=1)
+        return width**0.5 * self.table(tokens) + sinusoids.float()
+
+
+class HAT(nn.Module):
+    """HAT's transformer over a source and a target."""
+
+    VOCABULARY = 32_768
+
+    def __init__(self, architecture: Architecture, width_mult: float) -> None:
+        super().__init__()
+        encoder, decoder = (
+            scaled_channels(int(each.removeprefix("d")), width_mult)
+            for each in architecture.unit_choices
+        )
+        first, second = architecture.units
+        self.source = Embedding(self.VOCABULARY, encoder)
+        self.encoder = nn.ModuleList(HATLayer(each, encoder, width_mult) for each in first)
+        self.target = Embedding(self.VOCABULARY, decoder)
+        self.decoder = nn.ModuleList(
+            HATLayer(each, decoder, width_mult, encoder) for each in second
+        )
+        self.classifier = nn.Linear(decoder, self.VOCABULARY, bias=False)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        encoded = [self.source(source)]
+        for layer in self.encoder:
+            encoded.append(layer(encoded[-1], []))
+        x = self.target(target)
+        for layer in self.decoder:
+            x = layer(x, encoded)
+        return self.classifier(x)
+
+
+class HATEncoder(nn.Module):
+    """Encoder of HAT's transformer."""
+
+    def __init__(self, architecture: Architecture, width_mult: float) -> None:
+        super().__init__()
+        (choice,), (unit,) = architecture.unit_choices, architecture.units
+        width = scaled_channels(int(choice.removeprefix("d")), width_mult)
+        self.source = Embedding(HAT.VOCABULARY, width)
+        self.layers = nn.ModuleList(HATLayer(each, width, width_mult) for each in unit)
+
+    def forward(self, source: Tensor) -> Tensor:
+        x = self.source(source)
+        for layer in self.layers:
+            x = layer(x, [])
+        return x
+
+
+class HATStep(nn.Module):
+    """One step of the decoder of HAT's transformer, with keys and values kept before.
+
+    The layer of the encoder's keys and values is not part of a step.
+    """
+
+    def __init__(self, architecture: Architecture, width_mult: float) -> None:
+        super().__init__()
+        (choice,), (unit,) = architecture.unit_choices, architecture.units
+        width = scaled_channels(int(choice.removeprefix("d")), width_mult)
+        self.target = Embedding(HAT.VOCABULARY, width)
+        self.layers = nn.ModuleList(HATLayer(each, width, width_mult, width) for each in unit)
+        for layer in self.layers:
+            layer.cross.joint = None
+        self.classifier = nn.Linear(width, HAT.VOCABULARY, bias=False)
+
+    def forward(self, token: Tensor, *caches: Tensor) -> Tensor:
+        x = self.target(token, first=caches[0].shape[1])
+        for number, layer in enumerate(self.layers):
+            past_key, past_value, key, value = caches[4 * number : 4 * number + 4]
+            q, k, v = layer.own.joint(x).chunk(3, dim=-1)
+            k, v = torch.cat([past_key, k], dim=1), torch.cat([past_value, v], dim=1)
+            x = layer.norm1(x + layer.own.out(layer.own.attend(q, k, v)))
+            read = layer.cross.attend(layer.cross.query(x), key, value)
+            x = layer.norm2(x + layer.cross.out(read))
+            x = layer.norm3(x + layer.feed(x))
+        return self.classifier(x)
+
+
+_WITHOUT_IMAGES: dict[str, type[nn.Module]] = {
+    "hat": HAT,
+    "hat-encoder": HATEncoder,
+    "hat-step": HATStep,
+}
+
+
 def published_network(
     architecture: Architecture, resolution: int, width_mult: float, model: onnx.ModelProto
 ) -> nn.Module:
@@ -411,6 +576,8 @@ def published_network(
         network = MobileNetV4(architecture, width_mult)
     elif architecture.space == "detector":
         network = Detector(architecture, width_mult)
+    elif architecture.space in _WITHOUT_IMAGES:
+        network = _WITHOUT_IMAGES[architecture.space](architecture, width_mult)
     else:
         network = AutoFormer(architecture, width_mult, (resolution // 16) ** 2)
     load_in_order(network, model)
@@ -447,5 +614,11 @@ def _parameters(network: nn.Module) -> Iterator[tuple[Tensor, bool]]:
         for module in network.modules():
             if isinstance(module, nn.Embedding | nn.Linear | nn.RMSNorm):
                 yield module.weight, isinstance(module, nn.Linear)
+    elif isinstance(network, tuple(_WITHOUT_IMAGES.values())):
+        for layer in network.modules():
+            if isinstance(layer, nn.Embedding | nn.LayerNorm | nn.Linear):
+                yield layer.weight, isinstance(layer, nn.Linear)
+                if getattr(layer, "bias", None) is not None:
+                    yield layer.bias, False
     else:
         yield from ((each, False) for each in network.parameters())

@@ -46,7 +46,7 @@ COMMANDS = (
         "Learn",
         "Measure the accuracy lost when architectures are selected by predicted latency.",
     ),
-    ("import", "Sources", "Import published latencies, to learn other devices from."),
+    ("import", "Sources", "Import published latencies and energies, to learn other devices from."),
     ("sources", "Sources", "Manage and compare the data of other devices."),
     ("report", "Look", "Write an HTML report that opens in any browser, offline."),
     ("campaigns", "Look", "Manage the campaigns that a team shares."),

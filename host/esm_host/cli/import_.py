@@ -1,4 +1,4 @@
-"""``esm-host import``: import of published latencies as sources."""
+"""``esm-host import``: import of published latencies and energies as sources."""
 
 from __future__ import annotations
 
@@ -57,6 +57,23 @@ class ColumnOptions:
             rich_help_panel=_COLUMNS,
         ),
     ] = None
+    energy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN=DEVICE",
+            help="Column of a device's energies per inference; may be repeated.",
+            show_default="all energy_mj_DEVICE",
+            rich_help_panel=_COLUMNS,
+        ),
+    ] = None
+    energy_unit: Annotated[
+        str | None,
+        typer.Option(
+            help="Unit of the energies: J, mJ, uJ or nJ.",
+            show_default="mJ",
+            rich_help_panel=_COLUMNS,
+        ),
+    ] = None
     resolution: Annotated[
         int | None,
         typer.Option(
@@ -104,7 +121,7 @@ def import_(
     columns: ColumnOptions,
     output: Json = None,
 ) -> None:
-    """Import published latencies, to learn other devices from.
+    """Import published latencies and energies, to learn other devices from.
 
     Tables are saved in $ESM_SOURCES, or else in $XDG_DATA_HOME/esm/sources. Campaigns need no
     import: their folders are sources already.
@@ -150,11 +167,20 @@ def _read(
     if found is Format.columns:
         from esm_host.sources.columns import read_columns
 
-        latencies = _latencies(columns.latency or ())
-        unit = columns.unit or "ms"
         names = ("resolution", "width_mult", "batch")
         settings = {n: value for n in names if (value := getattr(columns, n)) is not None}
-        return [read_columns(path, name, columns.architecture, latencies, unit, settings or None)]
+        return [
+            read_columns(
+                path,
+                name,
+                columns.architecture,
+                _devices("--latency", columns.latency or ()),
+                columns.unit or "ms",
+                settings or None,
+                _devices("--energy", columns.energy or ()),
+                columns.energy_unit or "mJ",
+            )
+        ]
     from esm_host.sources.published import read_help, read_hw_nas_bench
 
     if found is Format.hw_nas_bench:
@@ -162,15 +188,15 @@ def _read(
     return [read_help(path, lambda text: typer.echo(f"warning: {text}", err=True), name)]
 
 
-def _latencies(texts: Sequence[str]) -> dict[str, str]:
-    """Return the device of each column."""
+def _devices(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Return the device of each column that an option names."""
     chosen: dict[str, str] = {}
     for text in texts:
         column, _, device = text.rpartition("=")
         if not column or not device:
-            raise UsageError(f"--latency '{text}': give COLUMN=DEVICE, such as mean_us=orin")
+            raise UsageError(f"{option} '{text}': give COLUMN=DEVICE, such as mean_us=orin")
         if column in chosen or device in chosen.values():
-            raise UsageError(f"--latency '{text}': give each column and each device once")
+            raise UsageError(f"{option} '{text}': give each column and each device once")
         chosen[column] = device
     return chosen
 
@@ -180,22 +206,27 @@ def _print(table: LatencyTable) -> None:
 
     from esm_host.report.page import significant
     from esm_host.sources.registry import describe, entries_of
+    from esm_host.transfer.source import ENERGY, LATENCY
 
     tasks = f", accuracies of {', '.join(table.accuracy_percent)}" if table.accuracy_percent else ""
     text = f"{table.name}: {counted(len(table), 'architecture')} of {describe(table.space)}{tasks}"
     print(printable(text))
-    print_table(
-        ("device", "latencies", "missing", "median_ms"),
-        [
+    known = entries_of(table)
+    for metric, values, headings in (
+        (LATENCY, table.latency_ms, ("device", "latencies", "missing", "median_ms")),
+        (ENERGY, table.energy_mj, ("device", "energies", "missing", "median_mj")),
+    ):
+        rows = [
             (
                 entry.device,
                 str(entry.architectures),
                 str(entry.missing),
-                significant(float(np.nanmedian(table.latency_ms[entry.device])))
+                significant(float(np.nanmedian(values[entry.device])))
                 if entry.architectures
                 else "-",
             )
-            for entry in entries_of(table)
-        ],
-        right=range(1, 4),
-    )
+            for entry in known
+            if entry.metric == metric
+        ]
+        if rows:
+            print_table(headings, rows, right=range(1, 4))

@@ -22,6 +22,7 @@ from esm_protos.nearest import unknown
 from esm_protos.text import counted, printable
 
 if TYPE_CHECKING:
+    from esm_host.sources.registry import Entry
     from esm_host.transfer.comparison import Comparison
     from esm_host.transfer.monotonicity import RankCorrelation
     from esm_host.transfer.source import Source
@@ -99,7 +100,7 @@ def list_sources(space: _Space = None, runs: _Runs = _RUNS, output: Json = None)
                     entry.space,
                     str(entry.architectures),
                     str(entry.missing),
-                    f"campaign on {entry.device}" if entry.kind == "campaign" else entry.kind,
+                    _kind(entry),
                 )
                 for entry in shown
             ],
@@ -109,6 +110,13 @@ def list_sources(space: _Space = None, runs: _Runs = _RUNS, output: Json = None)
         typer.echo(printable(f"warning: {on_command_line(problem)}"), err=True)
     if not shown:
         typer.echo("no such sources: esm-host import FILE adds some", err=True)
+
+
+def _kind(entry: Entry) -> str:
+    if entry.kind == "campaign":
+        return f"campaign on {entry.device}"
+    metric = "" if entry.metric == "latency" else f", {entry.metric} in {entry.unit}"
+    return f"{entry.kind}{metric}"
 
 
 @sources.command()

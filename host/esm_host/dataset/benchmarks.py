@@ -1,11 +1,11 @@
-"""Tables of latencies, stored as architecture codes and numeric columns."""
+"""Tables of latencies and energies, stored as architecture codes and numeric columns."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from esm_protos.nearest import unknown
 
 LATENCY = "lat_ms_"
 """Prefix of the names of latency columns."""
+ENERGY = "energy_mj_"
+"""Prefix of the names of energy columns."""
 _ACCURACY = "acc_"
 
 _LEAST_MS = 0.5
@@ -30,7 +32,7 @@ _LEAST_SHARE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class LatencyTable:
-    """Architectures of one space with their latencies and accuracies, row by row.
+    """Architectures of one space with latencies, energies and accuracies, row by row.
 
     Attributes:
         name: Name of the table.
@@ -39,6 +41,8 @@ class LatencyTable:
         latency_ms: Latencies by device, ms, shape ``(n,)``; NaN where missing.
         accuracy_percent: Accuracies by task, percent, shape ``(n,)``; empty in tables without
             them.
+        energy_mj: Energies per inference by device, millijoules, shape ``(n,)``; NaN where
+            missing. Empty in tables without them.
     """
 
     name: str
@@ -46,6 +50,7 @@ class LatencyTable:
     codes: Codes
     latency_ms: Mapping[str, NDArray[np.float64]]
     accuracy_percent: Mapping[str, NDArray[np.float64]]
+    energy_mj: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -81,7 +86,7 @@ def read_benchmark(path: Path) -> LatencyTable:
     """Read a Parquet table of architectures.
 
     The columns determine the space (:func:`codes_of`). Latencies are in columns
-    ``lat_ms_DEVICE``, accuracies in ``acc_TASK``.
+    ``lat_ms_DEVICE``, energies in ``energy_mj_DEVICE``, accuracies in ``acc_TASK``.
 
     Raises:
         UsageError: the file does not exist.
@@ -90,17 +95,15 @@ def read_benchmark(path: Path) -> LatencyTable:
     frame = read_parquet(path)
     try:
         space, codes = codes_of(frame)
-        latency_ms = {
-            name.removeprefix(LATENCY): frame[name].to_numpy(float)
-            for name in frame.columns
-            if name.startswith(LATENCY)
-        }
+        latency_ms = _prefixed(frame, LATENCY)
+        energy_mj = _prefixed(frame, ENERGY)
         accuracy_percent = accuracies(frame)
     except (TypeError, ValueError) as error:
         raise DatasetError(f"{path} is not a table of architectures ({error})") from error
     if "architecture" not in frame:  # a table of another program
         latency_ms = {device: plausible_latencies(values) for device, values in latency_ms.items()}
-    return LatencyTable(path.stem, space, codes, latency_ms, accuracy_percent)
+        energy_mj = {device: positive(values) for device, values in energy_mj.items()}
+    return LatencyTable(path.stem, space, codes, latency_ms, accuracy_percent, energy_mj)
 
 
 def write_table(table: LatencyTable, path: Path) -> None:
@@ -109,6 +112,7 @@ def write_table(table: LatencyTable, path: Path) -> None:
         "architecture": [json.dumps(a.to_json()) for a in table.space.decode(table.codes)]
     }
     columns |= {LATENCY + device: values for device, values in table.latency_ms.items()}
+    columns |= {ENERGY + device: values for device, values in table.energy_mj.items()}
     columns |= {_ACCURACY + task: values for task, values in table.accuracy_percent.items()}
     frame = pd.DataFrame(columns)
     frame.attrs["space"] = table.space.settings()
@@ -121,10 +125,15 @@ def accuracies(frame: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
     Raises:
         TypeError, ValueError: an accuracy column holds something other than numbers.
     """
+    return _prefixed(frame, _ACCURACY)
+
+
+def _prefixed(frame: pd.DataFrame, prefix: str) -> dict[str, NDArray[np.float64]]:
+    """Return the columns with this prefix, by the rest of their names."""
     return {
-        name.removeprefix(_ACCURACY): frame[name].to_numpy(float)
+        name.removeprefix(prefix): frame[name].to_numpy(float)
         for name in frame.columns
-        if name.startswith(_ACCURACY)
+        if name.startswith(prefix)
     }
 
 
@@ -135,11 +144,17 @@ def plausible_latencies(latency_ms: ArrayLike) -> NDArray[np.float64]:
     value is implausible if it is not positive and finite. It is also implausible below both 0.5
     ms and a twentieth of the device's median.
     """
-    values = np.array(latency_ms, dtype=float)
-    values[~(np.isfinite(values) & (values > 0))] = np.nan
+    values = positive(latency_ms)
     if np.isfinite(values).any():
         values[values < min(_LEAST_MS, _LEAST_SHARE * float(np.nanmedian(values)))] = np.nan
     return values
+
+
+def positive(values: ArrayLike) -> NDArray[np.float64]:
+    """Return published values, shape ``(n,)``, with NaN where one is not positive and finite."""
+    found = np.array(values, dtype=float)
+    found[~(np.isfinite(found) & (found > 0))] = np.nan
+    return found
 
 
 def codes_of(

@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from esm_host.dataset.benchmarks import LatencyTable, codes_of, plausible_latencies
+from esm_host.dataset.benchmarks import LatencyTable, codes_of, plausible_latencies, positive
 from esm_host.errors import DatasetError, UsageError
 from esm_host.sources.plain_pickle import load_pickle, load_torch
+from esm_models.space import Codes
 from esm_models.spaces import load_space
 
 HELP = "help"
 HW_NAS_BENCH = "hw-nas-bench"
 
-_SUFFIX = "_latency"
+_LATENCY, _ENERGY = "_latency", "_energy"
+"""Suffixes of names of latencies, ms, and of energies, mJ, after the device."""
 _DRAWN = 2000
-"""Number of random FBNet architectures whose latency is the sum of HW-NAS-Bench's operators."""
+"""Number of random FBNet architectures with the sums of HW-NAS-Bench's operators."""
 
 
 # HELP
@@ -104,8 +107,8 @@ def read_hw_nas_bench(path: Path, name: str | None = None) -> list[LatencyTable]
     """Read the pickle of HW-NAS-Bench (https://github.com/GATECH-EIC/HW-NAS-Bench).
 
     Returns one table of NAS-Bench-201 per data set, such as ``NAME-cifar10``, and one of FBNet
-    for CIFAR-100, ``NAME-fbnet``. The file holds operator latencies for FBNet. They are added up
-    for 2,000 random architectures.
+    for CIFAR-100, ``NAME-fbnet``. The file holds latencies and energies of operators for FBNet.
+    They are added up for 2,000 random architectures.
 
     Args:
         path: Path of the file.
@@ -129,7 +132,7 @@ def read_hw_nas_bench(path: Path, name: str | None = None) -> list[LatencyTable]
         raise DatasetError(f"{path} is not a file of HW-NAS-Bench ({error})") from error
     except LookupError as error:
         raise DatasetError(f"{path} is not a file of HW-NAS-Bench (it lacks {error})") from error
-    if not any(table.latency_ms for table in tables):
+    if not any(table.latency_ms or table.energy_mj for table in tables):
         raise DatasetError(f"{path} holds no latencies of nasbench201 or fbnet")
     return tables
 
@@ -139,14 +142,20 @@ def _cells(name: str, entry: Mapping[str, Any]) -> LatencyTable:
     arch = [configurations[number]["arch_str"] for number in range(len(configurations))]
     space, codes = codes_of(pd.DataFrame({"arch": arch}))
     latency_ms = {
-        key.removesuffix(_SUFFIX): plausible_latencies(values)
+        key.removesuffix(_LATENCY): plausible_latencies(values)
         for key, values in entry.items()
-        if key.endswith(_SUFFIX)
+        if key.endswith(_LATENCY)
     }
-    for device, values in latency_ms.items():
-        if values.shape != (len(codes),):
-            raise ValueError(f"{values.shape} latencies of '{device}' for {len(codes)} cells")
-    return LatencyTable(name, space, codes, latency_ms, {})
+    energy_mj = {
+        key.removesuffix(_ENERGY): positive(values)
+        for key, values in entry.items()
+        if key.endswith(_ENERGY)
+    }
+    for what, known in (("latencies", latency_ms), ("energies", energy_mj)):
+        for device, values in known.items():
+            if values.shape != (len(codes),):
+                raise ValueError(f"{values.shape} {what} of '{device}' for {len(codes)} cells")
+    return LatencyTable(name, space, codes, latency_ms, {}, energy_mj)
 
 
 def _blocks(name: str, entry: Mapping[str, Mapping[str, float]]) -> LatencyTable:
@@ -155,16 +164,23 @@ def _blocks(name: str, entry: Mapping[str, Mapping[str, float]]) -> LatencyTable
     codes = np.full(drawn.shape, -1, dtype=np.int16)
     for unit, (depth,) in enumerate(space.depths):
         codes[:, unit, :depth] = drawn[:, unit, :depth]
-    latency_ms = {}
-    for key, operators in entry.items():
-        if key.endswith(_SUFFIX):
-            total_ms = np.full(len(codes), sum(float(operators[fixed]) for fixed in _FIXED))
-            for unit, block, names in _layers():
-                total_ms += np.array([float(operators[each]) for each in names])[
-                    codes[:, unit, block]
-                ]
-            latency_ms[key.removesuffix(_SUFFIX)] = plausible_latencies(total_ms)
-    return LatencyTable(name, space, codes, latency_ms, {})
+    latency_ms, energy_mj = (
+        {
+            key.removesuffix(suffix): checked(_added(operators, codes))
+            for key, operators in entry.items()
+            if key.endswith(suffix)
+        }
+        for suffix, checked in ((_LATENCY, plausible_latencies), (_ENERGY, positive))
+    )
+    return LatencyTable(name, space, codes, latency_ms, {}, energy_mj)
+
+
+def _added(operators: Mapping[str, float], codes: Codes) -> NDArray[np.float64]:
+    """Return the sums over the operators of networks, ``(n,)``."""
+    total = np.full(len(codes), sum(float(operators[fixed]) for fixed in _FIXED))
+    for unit, block, names in _layers():
+        total += np.array([float(operators[each]) for each in names])[codes[:, unit, block]]
+    return total
 
 
 # Operators that every network has, for images of 32 pixels: stem and head.

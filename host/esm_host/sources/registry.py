@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from esm_host.arguments import argument
 from esm_host.campaign.folder import RunFolder
@@ -18,7 +19,7 @@ from esm_host.dataset.table import Dataset
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.extension.settings import SpaceSettings
 from esm_host.sources.folder import file_of, tables
-from esm_host.transfer.source import Source
+from esm_host.transfer.source import ENERGY, LATENCY, Source
 from esm_models.errors import ModelsError
 from esm_models.graph import FLOAT32
 from esm_models.space import SearchSpace
@@ -80,8 +81,10 @@ class Entry:
         kind: ``"imported"`` or ``"campaign"``.
         space: Name of the search space, with its settings if they are not the defaults.
         device: Name of the device.
-        architectures: Number of architectures with a latency.
-        missing: Number of architectures without a latency.
+        architectures: Number of architectures with a value.
+        missing: Number of architectures without a value.
+        metric: What is known of the device, :data:`LATENCY` or :data:`ENERGY`.
+        unit: Unit of its values.
     """
 
     name: str
@@ -90,6 +93,8 @@ class Entry:
     device: str
     architectures: int
     missing: int
+    metric: str = LATENCY
+    unit: str = "ms"
 
 
 def entries(runs: Path) -> tuple[list[Entry], list[str]]:
@@ -117,13 +122,13 @@ def entries(runs: Path) -> tuple[list[Entry], list[str]]:
 
 
 def entries_of(table: LatencyTable) -> list[Entry]:
-    """Return one entry per device of a table."""
-    space, counts = describe(table.space), []
-    for device, latency_ms in table.latency_ms.items():
-        there = int(np.isfinite(latency_ms).sum())
-        name = f"{table.name}/{device}"
-        counts.append(Entry(name, "imported", space, device, there, len(table) - there))
-    return counts
+    """Return one entry per device and metric of a table."""
+    space, found = describe(table.space), []
+    for metric, unit, name, device, values in _columns(table):
+        there = int(np.isfinite(values).sum())
+        counts = there, len(table) - there
+        found.append(Entry(name, "imported", space, device, *counts, metric, unit))
+    return found
 
 
 def campaigns(runs: Path) -> list[Path]:
@@ -134,9 +139,11 @@ def campaigns(runs: Path) -> list[Path]:
 def load(name: str) -> list[Source]:
     """Load a source by name.
 
+    A table stands for its latencies, or for its energies if it has no latencies.
+
     Args:
-        name: Folder of a campaign, imported table, one of its devices (``TABLE/DEVICE``), or a
-            Parquet file.
+        name: Folder of a campaign, imported table, one of its devices (``TABLE/DEVICE``, or
+            ``TABLE/DEVICE:energy``), or a Parquet file.
 
     Raises:
         UsageError: the source does not exist.
@@ -149,19 +156,21 @@ def load(name: str) -> list[Source]:
         return [_campaign(path)]
     if table in tables():
         sources = _of_table(read_benchmark(file_of(table)))
-        found = [source for source in sources if not device or source.name == name]
+        found = [source for source in sources if source.name == name]
+        if not device:
+            found = _of_first_metric(sources)
         if not found:
             devices = [source.name.partition("/")[2] for source in sources]
             raise UsageError(unknown("device", device, devices, where=f"of source '{table}'"))
         return found
     if path.suffix == ".parquet":
-        return _of_table(read_benchmark(path))
+        return _of_first_metric(_of_table(read_benchmark(path)))
     choices = "give one of esm-host sources list, a campaign's folder or a Parquet file"
     raise UsageError(unknown("source", name, tables(), choices=choices))
 
 
 def everything(runs: Path, space: SearchSpace | None = None) -> list[Source]:
-    """Load all readable sources of any space: imported tables, and campaigns of a folder.
+    """Load all readable latencies of any space: imported tables, and campaigns of a folder.
 
     Args:
         runs: Folder of the campaigns.
@@ -172,7 +181,8 @@ def everything(runs: Path, space: SearchSpace | None = None) -> list[Source]:
     # Unfinished or damaged sources are skipped here and reported when they are named.
     for name in tables():
         with suppress(EsmError):
-            found += _of_table(read_benchmark(file_of(name)))
+            sources = _of_table(read_benchmark(file_of(name)))
+            found += [source for source in sources if source.metric == LATENCY]
     for path in campaigns(runs):
         with suppress(EsmError, ModelsError):
             if _may_be(path, space):
@@ -327,17 +337,29 @@ def _description(
 
 
 def _of_table(table: LatencyTable) -> list[Source]:
+    """Return the devices of a table, with their latencies first, then those with energies."""
     sources = []
-    for device, latency_ms in table.latency_ms.items():
-        there = np.isfinite(latency_ms)
+    for metric, _, name, _, values in _columns(table):
+        there = np.isfinite(values)
         if there.any():
-            name = f"{table.name}/{device}"
             # Complete devices share one array of codes, so their architectures are encoded once.
             codes = table.codes if there.all() else table.codes[there]
-            sources.append(Source(name, table.space, codes, latency_ms[there]))
+            sources.append(Source(name, table.space, codes, values[there], metric))
     if not sources:
         raise DatasetError(f"source '{table.name}' has no latencies: omit it")
     return sources
+
+
+def _of_first_metric(sources: Sequence[Source]) -> list[Source]:
+    return [source for source in sources if source.metric == sources[0].metric]
+
+
+def _columns(table: LatencyTable) -> Iterator[tuple[str, str, str, str, NDArray[np.float64]]]:
+    """Yield metric, unit, name of the source, device and values of each column of a table."""
+    for device, latency_ms in table.latency_ms.items():
+        yield LATENCY, "ms", f"{table.name}/{device}", device, latency_ms
+    for device, energy_mj in table.energy_mj.items():
+        yield ENERGY, "mJ", f"{table.name}/{device}:{ENERGY}", device, energy_mj
 
 
 def _campaign(path: Path) -> Source:

@@ -1,4 +1,4 @@
-"""Latencies of a source device, and of several side by side."""
+"""Latencies or energies of a source device, and of several side by side."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from numpy.typing import NDArray
 
 from esm_models.space import Codes, SearchSpace
 
+LATENCY, ENERGY = "latency", "energy"
+"""Metrics of sources: latencies, ms, and energies per inference, mJ."""
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Latencies measured on one device.
+    """Latencies, or energies, measured on one device.
 
     Attributes:
-        name: ``TABLE/DEVICE``, or the folder of a campaign.
+        name: ``TABLE/DEVICE``, ``TABLE/DEVICE:energy``, or the folder of a campaign.
         space: Search space.
         codes: Architectures, ``(n, *space.code_shape)``.
-        latency_ms: Latencies, ms, ``(n,)``, positive and finite.
+        latency_ms: Latencies, ms, ``(n,)``, positive and finite; energies, mJ, if the metric is
+            :data:`ENERGY`.
+        metric: :data:`LATENCY` or :data:`ENERGY`.
     """
 
     name: str
     space: SearchSpace
     codes: Codes
     latency_ms: NDArray[np.float64]
+    metric: str = LATENCY
 
     def __len__(self) -> int:
         return len(self.codes)

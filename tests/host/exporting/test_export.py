@@ -212,7 +212,7 @@ def test_a_training_step_reaches_every_parameter(name: str) -> None:
             if path.endswith("running_mean") and not value.equal(before[path])
         }
         norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-        own_norms = ("autoformer", "lm-prefill", "lm-decode")  # over the last dimension
+        own_norms = ("autoformer", "hat", "hat-encoder", "hat-step", "lm-prefill", "lm-decode")
         assert norms or space.name in own_norms
         if space.name != "nasbench201":  # some of whose cells give zeros, whose mean is known
             assert len(moved) == len(norms)

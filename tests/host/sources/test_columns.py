@@ -83,6 +83,25 @@ def test_blocks_of_fbnet_in_the_benchmarks_order(tmp_path: Path) -> None:
     assert architecture.units[2] == ("k5_e1", "k5_e1_g2", "k5_e3", "k5_e6")
 
 
+@pytest.mark.parametrize(("unit", "mj"), [("J", 1e3), ("mJ", 1.0), ("uJ", 1e-3), ("nJ", 1e-6)])
+def test_energies_are_kept_apart_from_latencies(tmp_path: Path, unit: str, mj: float) -> None:
+    path = written(FRAME, tmp_path)
+    named = {"latencies": {"mean_us": "jet"}, "energies": {"orin": "jet"}}
+    table = read_columns(path, None, "cell", **named, energy_unit=unit)
+    assert table.latency_ms["jet"].tolist() == [1500, 2500, 800]
+    assert table.energy_mj["jet"][0] == pytest.approx(1.5 * mj)
+    assert np.isnan(table.energy_mj["jet"][1:]).all()
+    frame = FRAME.rename(columns={"cell": "arch", "orin": "energy_mj_orin"})
+    table = read_columns(written(frame, tmp_path))
+    assert (list(table.latency_ms), list(table.energy_mj)) == ([], ["orin"])
+
+
+def test_small_energies_are_no_mistakes(tmp_path: Path) -> None:
+    path = written(FRAME.assign(orin=[1e-3, 50, 60]), tmp_path)
+    energies = read_columns(path, None, "cell", energies={"orin": "orin"}).energy_mj["orin"]
+    assert energies.tolist() == [1e-3, 50, 60]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -100,6 +119,8 @@ def test_blocks_of_fbnet_in_the_benchmarks_order(tmp_path: Path) -> None:
         ({"latencies": {"orin": "x"}, "architecture": "orin"}, "row 1 needs 22 blocks"),
         ({"latencies": {"orin": "x"}, "unit": "h"}, "unknown unit 'h': choose s, ms, us, ns"),
         ({"unit": "us"}, "unit us needs columns that latencies={COLUMN: DEVICE} names"),
+        ({"energies": {"orin": "x"}, "energy_unit": "W"}, "unknown energy unit 'W': choose J, mJ"),
+        ({"energy_unit": "J"}, "energy_unit J needs columns that energies={COLUMN: DEVICE} names"),
     ],
 )
 def test_wrong_input_is_one_line_with_the_cure(
@@ -128,6 +149,8 @@ def test_a_table_without_any_latency_is_refused(tmp_path: Path) -> None:
     path = written(FRAME.assign(orin=[0, -1, np.nan]), tmp_path)
     with pytest.raises(DatasetError, match="no latency above 0 in orin"):
         read_columns(path, None, "cell", {"orin": "orin"})
+    with pytest.raises(DatasetError, match="no energy above 0 in orin"):
+        read_columns(path, None, "cell", energies={"orin": "orin"})
 
 
 @pytest.mark.parametrize(
@@ -148,3 +171,13 @@ def test_the_public_tables(name: str, space: str, rows: int, devices: int, tasks
     missing = {d: int(np.isnan(v).sum()) for d, v in table.latency_ms.items()}
     expected = {"pixel3": 273, "raspi4": 235} if name == "nasbench201" else {}
     assert {device: count for device, count in missing.items() if count} == expected
+
+
+def test_the_public_energies() -> None:
+    path = PUBLIC / "hwnasbench_energy.parquet"
+    if not path.exists():
+        pytest.skip(f"public energies are not in {PUBLIC}: set ESM_DATA")
+    table = read_columns(path)
+    assert (table.space.name, len(table), dict(table.latency_ms)) == ("nasbench201", 15_625, {})
+    assert list(table.energy_mj) == ["eyeriss", "fpga"]
+    assert all(np.isfinite(values).all() for values in table.energy_mj.values())

@@ -83,9 +83,29 @@ def test_several_columns_a_name_and_json(board: Path) -> None:
         "device": "slow",
         "architectures": 1,
         "missing": 1,
+        "metric": "latency",
+        "unit": "ms",
     }
     assert orin["name"] == "mine/orin"
     assert tables() == ["mine"]
+
+
+def test_energies_keep_their_metric_and_unit(board: Path) -> None:
+    named = ("--architecture", "cell", "--latency", "mean_us=orin", "--unit", "us")
+    out = works("import", board, *named, "--energy", "p99=orin", "--energy-unit", "J")
+    assert out.splitlines()[1:] == [
+        "device  latencies  missing  median_ms",
+        "orin            2        0     0.8750",
+        "device  energies  missing  median_mj",
+        "orin           1        1      2,000",
+    ]
+    data = json.loads(works("sources", "list", "--json", "-"))
+    assert [(entry["name"], entry["metric"], entry["unit"]) for entry in data["sources"]] == [
+        ("board/orin", "latency", "ms"),
+        ("board/orin:energy", "energy", "mJ"),
+    ]
+    assert "imported, energy in mJ" in works("sources", "list").splitlines()[2]
+    assert read_benchmark(folder() / "board.parquet").energy_mj["orin"][0] == 2000
 
 
 def test_a_taken_name_is_replaced_only_when_asked(board: Path) -> None:
@@ -139,6 +159,13 @@ def test_a_folder_of_help_and_a_pickle_of_hw_nas_bench_are_recognised(tmp_path: 
         (["board.csv", "--latency", "mean_us"], 2, ["--latency 'mean_us'", "COLUMN=DEVICE"]),
         (["board.csv", "--latency", "a=o", "--latency", "b=o"], 2, ["'b=o'", "each device once"]),
         (["board.csv", *NAMED[:-1], "h"], 2, ["unknown unit 'h'", "s, ms, us, ns"]),
+        (["board.csv", "--energy", "p99"], 2, ["--energy 'p99'", "COLUMN=DEVICE"]),
+        (["board.csv", "--energy-unit", "J"], 2, ["--energy-unit J", "--energy COLUMN=DEVICE"]),
+        (
+            ["board.csv", "--energy", "p99=o", "--format", "help"],
+            2,
+            ["--energy is an option of --format columns"],
+        ),
         (["board.csv", *NAMED[:2], "--latency", "cell=o"], 1, ["'cell'", "must hold numbers"]),
         (["board.csv", *NAMED, "--name", "a/b"], 2, ["'a/b'", "letters, digits"]),
         (["board.csv", *NAMED, "--resolution", 8], 2, ["--resolution 8 is too small"]),

@@ -166,6 +166,7 @@ def test_hw_nas_bench(tmp_path: Path, content: dict[str, Any], protocol: int) ->
         np.testing.assert_array_equal(cifar.latency_ms[device], expected)
     assert list(cifar.latency_ms) == ["edgegpu", "pixel3", "fpga"]
     assert cifar.latency_ms["fpga"].tolist() == [2.5, 1.5]
+    assert {device: list(mj) for device, mj in cifar.energy_mj.items()} == {"edgegpu": [1.0, 2.0]}
     assert (fbnet.name, list(fbnet.latency_ms), len(fbnet)) == (
         "hw-nas-bench-fbnet",
         ["raspi4"],
@@ -205,6 +206,11 @@ def test_fbnets_latencies_are_those_of_its_operators_added_up(
         total += ms["ConvNorm_H4_W4_Cin352_Cout1504_kernel1_stride1_group1"]
         total += ms["AvgP_H4_W4_Cin1504_Cout1504_kernel4_stride1"] + ms["FC_Cin1504_Cout100"]
         assert found == pytest.approx(total)
+    swapped = {"raspi4_latency": content["fbnet"]["raspi4_energy"], "raspi4_energy": ms}
+    path.write_bytes(pickle.dumps({"fbnet": swapped}))
+    (other,) = read_hw_nas_bench(path)
+    np.testing.assert_array_equal(other.energy_mj["raspi4"], table.latency_ms["raspi4"])
+    np.testing.assert_array_equal(other.latency_ms["raspi4"], table.energy_mj["raspi4"])
 
 
 @pytest.mark.parametrize(
@@ -217,6 +223,10 @@ def test_fbnets_latencies_are_those_of_its_operators_added_up(
         (
             {"nasbench201": {"c": {"config": [{"arch_str": CELLS[0]}], "a_latency": [1, 2]}}},
             "'a' for 1 cells",
+        ),
+        (
+            {"nasbench201": {"c": {"config": [{"arch_str": CELLS[0]}], "a_energy": [1, 2]}}},
+            "energies of 'a' for 1 cells",
         ),
         ({"fbnet": {"raspi4_latency": {}}}, "it lacks 'ConvNorm_H32"),
     ],

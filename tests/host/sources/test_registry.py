@@ -87,6 +87,24 @@ def test_a_table_one_of_its_devices_a_file_and_a_campaign(tmp_path: Path, campai
     assert keys == frame["architecture_key"].tolist()
 
 
+def test_energies_are_sources_of_their_own_and_only_where_they_are_named(tmp_path: Path) -> None:
+    table = made_table()
+    energies = replace(table, name="fed", latency_ms={}, energy_mj={"a": table.latency_ms["a"]})
+    keep([replace(table, energy_mj={"a": 5 * table.latency_ms["a"]}), energies])
+    assert named(load("boards")) == ["boards/a", "boards/b", "boards/c"]
+    (source,) = load("boards/a:energy")
+    assert (source.metric, load("boards/a")[0].metric) == ("energy", "latency")
+    np.testing.assert_array_equal(source.latency_ms, 5 * table.latency_ms["a"])
+    assert named(load("fed")) == ["fed/a:energy"]
+    assert named(fitting(CELLS, [], tmp_path)) == ["boards/a", "boards/b", "boards/c"]
+    assert named(fitting(CELLS, ["boards/a:energy"], tmp_path)) == ["boards/a:energy"]
+    with pytest.raises(UsageError, match="unknown device 'b:energy' of source 'boards'"):
+        load("boards/b:energy")
+    listed = {entry.name: (entry.metric, entry.unit) for entry in entries(tmp_path)[0]}
+    assert listed["boards/a:energy"] == listed["fed/a:energy"] == ("energy", "mJ")
+    assert listed["boards/a"] == ("latency", "ms")
+
+
 def test_only_trusted_measurements_of_a_campaign_count(campaign: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(campaign, tmp_path / "copy")
     settings = json.loads((copy / "settings.json").read_text())

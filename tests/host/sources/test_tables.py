@@ -46,15 +46,16 @@ def test_what_is_written_is_read_again(
     columns = st.dictionaries(
         NAMES, st.lists(LATENCIES, min_size=n, max_size=n).map(np.array), max_size=3
     )
-    latency_ms, accuracy_percent = data.draw(columns), data.draw(columns)
-    table = LatencyTable("t", space, draw(space, n, seed), latency_ms, accuracy_percent)
+    kept = [data.draw(columns) for _ in range(3)]
+    table = LatencyTable("t", space, draw(space, n, seed), *kept)
     path = tmp_path_factory.mktemp("table") / "t.parquet"
     write_table(table, path)
     found = read_benchmark(path)
     assert found.name == "t"
     assert found.space.settings() == space.settings()
     assert (found.codes == table.codes).all()
-    for mine, its in ((latency_ms, found.latency_ms), (accuracy_percent, found.accuracy_percent)):
+    read = (found.latency_ms, found.accuracy_percent, found.energy_mj)
+    for mine, its in zip(kept, read, strict=True):
         assert mine.keys() == its.keys()
         for key, values in mine.items():
             np.testing.assert_array_equal(its[key], values)
