@@ -2,10 +2,10 @@
 
     python -m benchmarks.search_live --results runs/search-live [--space autoformer]
 
-One campaign: 120 architectures of the space, reduced in size, that chance chooses. The budget is the 30th percentile of
-what they took. Then ``esm-host search`` with ten seeds, each from the campaign as it was, each with
-30 models to measure, most FLOPs within the budget. Of each search counts what has the most FLOPs on
-its verified front.
+One campaign: 120 architectures of the space, reduced in size, that chance chooses. The budget is
+the 30th percentile of what they took. Then ``esm-host search`` with ten seeds, each from the
+campaign as it was, each with 30 models to measure, most FLOPs within the budget. Of each search
+counts what has the most FLOPs on its verified front.
 
 Beside them, of 1,000 random architectures per seed, the one with most FLOPs within the budget: by
 the campaign's predictor alone (`random_mflops`), and of the ten with most FLOPs that it takes to be
