@@ -80,6 +80,7 @@ def test_the_commands_work(page: Page) -> None:
         assert result.exit_code in allowed, f"{words}: {result.output} {result.exception!r}"
 
 
+@pytest.mark.programs
 def test_the_class_does_what_all_of_its_kind_do(page: Page) -> None:
     (words,) = [words for program, *words in page.commands if program == "python"]
     words = [word.replace(page.file.name, str(page.file)) for word in words]

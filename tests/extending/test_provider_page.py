@@ -140,6 +140,7 @@ def test_an_error_of_a_hook_names_the_class_and_not_the_model(tmp_path: Path, ho
     assert failure.message.endswith(f"(line 12 of {path})")
 
 
+@pytest.mark.programs
 def test_the_class_does_what_every_provider_does(folder: Path) -> None:
     program, *words = shlex.split(blocks("shell")[3])
     assert program == "python"
@@ -173,4 +174,4 @@ def test_two_providers_of_an_agent_are_cases_and_one_may_refuse_a_model(
     lacking = esm_host([*words, "--ep", "tensorrt"])
     assert lacking.exit_code == 2
     assert "unknown execution provider 'tensorrt' on the device" in lacking.stderr
-    assert lacking.stderr.endswith("choose cpu, board\n")
+    assert "choose cpu, board; esm-agent providers on the device tells why" in lacking.stderr

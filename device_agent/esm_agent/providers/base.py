@@ -413,14 +413,11 @@ class Provider(Backend):
         own = known.complete(spec.provider_options)
         self._check_files(spec.provider_options)
         options, weights = session_options(model, spec)
-        try:
-            with self._hooks():
-                own = self.with_threads(own, model.case.threads or spec.threads)
-                self.configure(options, own)
-                apply_settings(options, spec.session)
-                providers = [pair if pair[1] else pair[0] for pair in self.providers(own, use)]
-        except ModelError as error:
-            raise self._to_blame(error, model, spec, use) from error
+        with self._hooks():
+            own = self.with_threads(own, model.case.threads or spec.threads)
+            self.configure(options, own)
+            apply_settings(options, spec.session)
+            providers = [pair if pair[1] else pair[0] for pair in self.providers(own, use)]
         if profile:
             profiling.enable(options, profile)
         elif not self.memory:
@@ -458,7 +455,7 @@ class Provider(Backend):
 
         They are if the model loads without them. The runtime's message may not name an option.
         """
-        if error.failure.kind in (FailureKind.OUT_OF_MEMORY, FailureKind.INVALID_INPUT):
+        if error.failure.kind is FailureKind.OUT_OF_MEMORY:
             return error
         entries, options = spec.session.session_options, spec.provider_options
         if entries:

@@ -400,6 +400,7 @@ def proxies(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.research
 def test_by_a_proxy_that_ranks_alike(run: Path, fake: FakeProfiler, proxies: Path) -> None:
     limit_ms = budget(run)
     asked = ["--proxy", proxies, "--max-latency", limit_ms, *SEARCH]
@@ -423,6 +424,7 @@ def test_by_a_proxy_that_ranks_alike(run: Path, fake: FakeProfiler, proxies: Pat
     assert "proxies/alike" in page.read_text()
 
 
+@pytest.mark.research
 def test_another_proxy_is_adapted_and_a_larger_budget_goes_on(
     run: Path, fake: FakeProfiler, proxies: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,20 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeProfiler:
     monkeypatch.setattr(devices, "connect", lambda device: profiler)
     monkeypatch.delenv("ESM_DEVICE", raising=False)
     return profiler
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A real agent that several tests measure on."""
+    server = AgentServer("127.0.0.1", 0)
+    yield f"127.0.0.1:{server.port}"
+    server.stop()
+
+
+@pytest.fixture
+def agent(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real agent is the device of every timing that names none."""
+    monkeypatch.setenv("ESM_DEVICE", address)
 
 
 @pytest.fixture
@@ -497,7 +512,7 @@ def test_without_cases_nothing_is_said_of_them(fake: FakeProfiler, dynamic: Path
     assert block.spec.threads == 4
 
 
-def test_every_result_says_what_it_was_fed(dynamic: Path, tmp_path: Path) -> None:
+def test_every_result_says_what_it_was_fed(agent: None, dynamic: Path, tmp_path: Path) -> None:
     """By a real agent: in the table, in JSON, in CSV; and what was assumed."""
     out, rows = tmp_path / "timing.json", tmp_path / "timing.csv"
     result = esm_host_time(dynamic, "--runs", 48, "--json", out, "--csv", rows)
@@ -556,7 +571,7 @@ def test_symbols_that_nothing_has_are_refused(fake: FakeProfiler, dynamic: Path)
     assert fake.blocks == []
 
 
-def test_dimensions_of_one_symbol_may_differ(dynamic: Path) -> None:
+def test_dimensions_of_one_symbol_may_differ(agent: None, dynamic: Path) -> None:
     """As published classifiers declare it and ONNX Runtime runs it, through a real agent."""
     result = esm_host_time(dynamic, "--shape", "1x3x48x192", "--runs", 48, "-q")
     assert result.exit_code == 0, result.stderr
@@ -682,27 +697,24 @@ def test_devices_are_measured_each_and_compared(
 
 
 def test_two_names_of_one_agent_are_refused_before_measuring(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    address: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = AgentServer("127.0.0.1", 0)
-    try:
-        config = tmp_path / "devices.toml"
-        hosts = {"pi4": "127.0.0.1", "vm": "localhost"}
-        config.write_text(
-            "".join(f'[devices.{n}]\naddress = "{h}:{server.port}"\n' for n, h in hosts.items())
-            + '[groups]\nboth = ["pi4", "vm"]\n'
-        )
-        monkeypatch.setenv("ESM_CONFIG", str(config))
-        same = "pi4 and vm are the same agent: give one of them"
-        both = esm_host_time(model, "--device", "pi4", "--device", "vm", "--runs", 30)
-        assert both.exit_code == 2, both.output
-        assert (both.stdout, both.stderr.splitlines()[-1]) == ("", f"error: {same}")
-        profiled = CliRunner().invoke(
-            app, ["profile", "--space", "resnet", "--device", "both", "--run", str(tmp_path / "r")]
-        )
-        assert_refused(profiled, 2, f"error: {same}")
-    finally:
-        server.stop()
+    port = address.rpartition(":")[2]
+    config = tmp_path / "devices.toml"
+    hosts = {"pi4": "127.0.0.1", "vm": "localhost"}
+    config.write_text(
+        "".join(f'[devices.{n}]\naddress = "{h}:{port}"\n' for n, h in hosts.items())
+        + '[groups]\nboth = ["pi4", "vm"]\n'
+    )
+    monkeypatch.setenv("ESM_CONFIG", str(config))
+    same = "pi4 and vm are the same agent: give one of them"
+    both = esm_host_time(model, "--device", "pi4", "--device", "vm", "--runs", 30)
+    assert both.exit_code == 2, both.output
+    assert (both.stdout, both.stderr.splitlines()[-1]) == ("", f"error: {same}")
+    profiled = CliRunner().invoke(
+        app, ["profile", "--space", "resnet", "--device", "both", "--run", str(tmp_path / "r")]
+    )
+    assert_refused(profiled, 2, f"error: {same}")
 
 
 def test_a_device_that_fails_does_not_lose_the_others(
@@ -1379,7 +1391,7 @@ def shapely(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_runtime_applies_the_level_and_the_free_dimension(shapely: Path) -> None:
+def test_the_runtime_applies_the_level_and_the_free_dimension(agent: None, shapely: Path) -> None:
     options = ["--runs", 5, "--profile", "--profile-runs", 2, "--batch", 2, "--json", "-"]
     plain = ops(esm_host_time(shapely, *options, "--opt-level", "disable"))
     assert plain == {"Conv", "Relu", "Shape", "Gather", "Concat", "Reshape"}
@@ -1392,7 +1404,7 @@ def test_the_runtime_applies_the_level_and_the_free_dimension(shapely: Path) -> 
     assert ops(esm_host_time(shapely, *options, *others)) == fused
 
 
-def test_an_entry_that_the_runtime_refuses_is_an_outcome(shapely: Path) -> None:
+def test_an_entry_that_the_runtime_refuses_is_an_outcome(agent: None, shapely: Path) -> None:
     options = ["--runs", 5, "--session-option", "session.dynamic_block_base=many", "--json", "-"]
     result = esm_host_time(shapely, *options)
     (entry,) = json.loads(result.stdout)["results"]

@@ -123,6 +123,7 @@ def test_every_method_makes_a_campaign(known: Path, tmp_path: Path, method: str)
     np.testing.assert_allclose(again.many(drawn), predicted, rtol=1e-5)
 
 
+@pytest.mark.research
 def test_sources_are_learnt_once_and_may_go(
     known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
