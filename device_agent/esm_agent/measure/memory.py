@@ -9,6 +9,15 @@ from pathlib import Path
 
 _SELF = Path("/proc/self")
 _RESET_PEAK = "5"  # proc(5), clear_refs
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_OWN_MAPPING = 16 << 10
+"""Size of allocations, bytes, from which each has a mapping of its own during a measurement.
+
+The C library keeps and reuses the memory of smaller ones, so a peak depends on what was loaded
+before. Its own threshold grows to megabytes as models are freed.
+"""
+_USUAL_MAPPING = 32 << 20
+"""Largest size that the C library's own threshold grows to."""
 _SLACK_KIB = 4096
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ .*$", re.MULTILINE)
 _RESIDENT = re.compile(r"^Rss:\s*(\d+) kB$", re.MULTILINE)
@@ -32,8 +41,12 @@ class PeakMemory:
         self._before: int | None = None
 
     def begin(self) -> None:
-        """Begin a measurement, after returning the memory of earlier models to the system."""
+        """Begin a measurement, after returning the memory of earlier models to the system.
+
+        Call :meth:`end` after it, whatever happens.
+        """
         gc.collect()
+        _map_from(_OWN_MAPPING)
         _give_back()
         self._before = _kib(self._folder, "VmRSS")
         self._more_code = max(_code_kib(self._folder) - self._bare_code, 0)
@@ -52,6 +65,20 @@ class PeakMemory:
         if peak is None or self._before is None or self._bare is None:
             return None
         return (max(peak - self._before, 0) + self._bare + self._more_code) * 1024
+
+    def end(self) -> None:
+        """End a measurement: memory is allocated as usual."""
+        _map_from(_USUAL_MAPPING)
+
+
+def _map_from(size: int) -> None:
+    """Give each allocation from this size on, bytes, a mapping of its own, freed with it."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # as for malloc_trim
+    mallopt(_MMAP_THRESHOLD, size)
+    mallopt(_TRIM_THRESHOLD, 2 * size)  # the C library's own ratio
 
 
 def _kib(folder: Path, what: str) -> int | None:

@@ -80,9 +80,7 @@ class RunFolder:
     def files(self, metric: CampaignMetric) -> MetricFiles:
         """Return the files of a metric."""
         end = "" if metric == LATENCY else f"-{metric.name}"
-        return MetricFiles(
-            self.path / f"predictor{end}.onnx", self.path / f"predictions{end}.csv"
-        )
+        return MetricFiles(self.path / f"predictor{end}.onnx", self.path / f"predictions{end}.csv")
 
     def keep_onnx(self, predictor: Predictor, metric: CampaignMetric = LATENCY) -> None:
         """Write a predictor as ONNX; an earlier file goes if the predictor has no such form.

@@ -114,9 +114,7 @@ def _show_target(ended: CampaignResult, settings: Settings) -> int:
     return TARGET_NOT_REACHED if missed else 0
 
 
-def _show_metric(
-    about: Mapping[str, Any], dataset: Dataset, target_percent: float | None
-) -> None:
+def _show_metric(about: Mapping[str, Any], dataset: Dataset, target_percent: float | None) -> None:
     """Print the accuracy, the verdicts and the check of a metric."""
     if problem := about.get("problem"):
         typer.echo(f"no predictor: {problem}")

@@ -65,8 +65,8 @@ class WishOptions:
     confidence: Annotated[
         float,
         typer.Option(
-            help="Least probability that a latency, an energy or a peak memory is within its limit, "
-            "in percent.",
+            help="Least probability that a latency, an energy or a peak memory is within its "
+            "limit, in percent.",
             rich_help_panel=_LIMITS,
         ),
     ] = 90.0

@@ -243,9 +243,7 @@ class Measurements:
         medians_ms = median(paced_ms, axis=0).tolist()
         return {key: (ms, 0.0) for key, ms in zip(self._reference_keys, medians_ms, strict=True)}
 
-    def _figures(
-        self, dataset: Dataset, references: Mapping[str, tuple[float, float]]
-    ) -> Figures:
+    def _figures(self, dataset: Dataset, references: Mapping[str, tuple[float, float]]) -> Figures:
         plan = self._store.plan()
         found = {key: (*value, "reference") for key, value in references.items()}
         intervals = np.minimum(dataset.interval, WIDEST)

@@ -225,9 +225,7 @@ def _predictions(run: Run, measurements: pd.DataFrame) -> Iterator[Section]:
         yield from _predictions_of(run, metric, own.dropna(subset="error_percent"))
 
 
-def _predictions_of(
-    run: Run, metric: CampaignMetric, predicted: pd.DataFrame
-) -> Iterator[Section]:
+def _predictions_of(run: Run, metric: CampaignMetric, predicted: pd.DataFrame) -> Iterator[Section]:
     if predicted.empty:
         return
     leads, unit = metric == run.settings.lead, metric.shown_unit

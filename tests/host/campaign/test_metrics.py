@@ -45,15 +45,16 @@ SMALL = Settings(
     max_models=20,
     block_size=5,
     references=2,
-    folds=2,
     bins=1,
     predictor="ridge",
+    encoding="fc",
     target_accuracy_percent=50,
     spec=MeasureSpec(runs=12),
     verify=0,
     sampling="balanced",
     energy_time_s=3,
 )
+ACCURATE = replace(SMALL, predictor="auto", encoding=None)
 NET_W = 5.0
 """Power that an inference adds on the fake device."""
 
@@ -104,7 +105,7 @@ def missing(measured: Measurement) -> Measurement:
 
 
 def test_one_measurement_of_a_model_gives_all_metrics(device: Changed, tmp_path: Path) -> None:
-    run = profile(replace(SMALL, metric=ALL), tmp_path / "run")
+    run = profile(replace(ACCURATE, metric=ALL), tmp_path / "run")
     assert {(block.energy_s, block.peak_memory) for block in device.blocks} == {(3.0, True)}
     frame = run.measurements()
     assert len(frame) == 20
@@ -163,7 +164,7 @@ def test_a_campaign_of_latencies_measures_nothing_else(device: Changed, tmp_path
 
 def test_the_first_metric_leads(device: Changed, tmp_path: Path) -> None:
     device.change = by_chance
-    settings = replace(SMALL, target_accuracy_percent=70, max_models=60, step=20)
+    settings = replace(ACCURATE, target_accuracy_percent=70, max_models=60, step=20)
     first = profile(replace(settings, metric="latency,energy"), tmp_path / "first")
     assert first.converged
     assert first.result is not None
@@ -185,7 +186,7 @@ def test_a_metric_that_misses_the_target_is_told(device: Changed, tmp_path: Path
     device.change = by_chance
     options = ["--resolution", 32, "--width-mult", 0.25, "--initial", 20, "--max-models", 20]
     options += ["--block-size", 5, "--bins", 1, "--verify", 0, "--sampling", "balanced"]
-    options += ["--target-accuracy", 70, "--predictor", "ridge", "--runs", 5, "--quiet"]
+    options += ["--target-accuracy", 70, "--runs", 12, "--quiet"]
     asked = ["--metric", "latency,energy", "--energy-time", 3, "--run", tmp_path / "run"]
     done = esm_host("profile", *options, *asked)
     assert done.exit_code == 3, done.output
@@ -319,7 +320,7 @@ def test_energy_takes_its_time_in_estimates(device: Changed, tmp_path: Path) -> 
 
 def test_the_report_has_a_section_for_each_metric(device: Changed, tmp_path: Path) -> None:
     device.change = by_chance
-    run = profile(replace(SMALL, metric=ALL, target_accuracy_percent=70), tmp_path / "run")
+    run = profile(replace(ACCURATE, metric=ALL, target_accuracy_percent=70), tmp_path / "run")
     page = campaign_page(run)
     sections = {section.id: section for section in page.sections}
     assert sections["predictions"].title == "Predictions"

@@ -34,11 +34,12 @@ SETTINGS = Settings(
     max_models=40,
     block_size=10,
     bins=1,
+    predictor="ridge",
+    encoding="fc",
     target_accuracy_percent=50,
     spec=MeasureSpec(runs=5),
     verify=0,
     sampling="balanced",
-    predictor="ridge",
     metric="latency,energy,peak_memory",
     energy_time_s=3,
 )
@@ -155,9 +156,7 @@ def test_a_limit_of_energy_is_promised_and_kept(run: Path, fake: FakeProfiler) -
 
 
 @pytest.mark.usefixtures("small")
-def test_the_report_has_the_front_of_accuracy_latency_and_energy(
-    run: Path, tmp_path: Path
-) -> None:
+def test_the_report_has_the_front_of_accuracy_latency_and_energy(run: Path, tmp_path: Path) -> None:
     (own := tmp_path / "own.py").write_text(
         "def estimate(architectures):\n    return [a.depth for a in architectures]\n"
     )
