@@ -103,7 +103,9 @@ def test_a_figure_does_not_depend_on_what_was_loaded_before(tmp_path: Path) -> N
         found = []
         for shift in range(1, 5):
             order = [*models[shift:], *models[:shift]]
-            own = dict(zip((m.model_id for m in order), peaks(measured(worker, *order)), strict=True))
+            own = dict(
+                zip((m.model_id for m in order), peaks(measured(worker, *order)), strict=True)
+            )
             measured(worker, gemm(tmp_path / "other.onnx", shift))  # so that none stays loaded
             found.append([own[model.model_id] for model in models])
     finally:
