@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, cast
 from esm_host.arguments import argument
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run, load_run
+from esm_host.dataset.settings import ENERGY_TIME_S
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.settings import Changes, Settings
 from esm_host.timing import (
@@ -30,7 +31,6 @@ from esm_host.timing import (
 )
 from esm_host.timing.compare import Comparison, check_timing
 from esm_host.timing.compare import compare as compare_timings
-from esm_host.timing.energy import ENERGY_TIME_S
 from esm_host.timing.frames import TimingFile, TimingInterrupt, load_timing
 from esm_host.timing.given import FROM_MEMORY
 from esm_host.timing.model_file import ModelFile, read_model_file

@@ -395,6 +395,8 @@ ENERGY = (
     ),
 )
 """Metrics of energy, which agents with a sensor report."""
+INTERVALS: Mapping[str, str] = {ENERGY[0].key: ENERGY[2].key}
+"""Metrics with the half-width of a 95 % interval, percent, by the metric that it is of."""
 
 NUMBERS = (LATENCY, *STATISTICS, *_SESSION, THREADS_USED, PEAK_MEMORY, _WEIGHTS)
 """All metrics of this version, in the order of the outputs."""

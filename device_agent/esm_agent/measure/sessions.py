@@ -276,11 +276,15 @@ class Sessions:
         if isinstance(weights, Failure):
             return weights
         self._memory.begin()
-        session = self._made(job, index)
-        model = session if isinstance(session, Failure) else self._first_run(session)
-        if isinstance(model, Failure):
-            return model
-        return model._replace(peak_rss_bytes=self._memory.peak_bytes(), weight_bytes=weights)
+        try:
+            session = self._made(job, index)
+            model = session if isinstance(session, Failure) else self._first_run(session)
+            if isinstance(model, Failure):
+                return model
+            peak = self._memory.peak_bytes()
+        finally:
+            self._memory.end()
+        return model._replace(peak_rss_bytes=peak, weight_bytes=weights)
 
     def _session(self, job: Job, index: int) -> Loaded | Failure:
         weights = self._weights(job, index)

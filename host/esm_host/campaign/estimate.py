@@ -64,7 +64,7 @@ def estimate(
 
     def model_s(runs: int, latency_ms: NDArray[np.float64]) -> float:
         time = DeviceTime(runs_with_warmup(spec, runs), load_ms)
-        return share * float(time.seconds(latency_ms).mean())
+        return share * (float(time.seconds(latency_ms).mean()) + settings.energy_s)
 
     least_ms, most_ms = np.median(runs_ms, axis=1).tolist()
     fewest = -(-spec.runs // _FEWER_RUNS) if spec.precision else spec.runs
@@ -87,5 +87,6 @@ def estimate_of_blocks(store: Store, settings: MeasuringSettings) -> Estimate | 
     if not measured:
         return None
     latency_ms = np.array(measured)
-    model_s = float(share_of_blocks(store, settings.spec).seconds(latency_ms).mean())
+    time = share_of_blocks(store, settings.spec, settings.energy_s)
+    model_s = float(time.seconds(latency_ms).mean())
     return Estimate(latency_ms.min(), latency_ms.max(), model_s, model_s, is_measured=True)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from esm_host.arguments import argument, either
 from esm_host.atomic import write_bytes, write_json
+from esm_host.dataset.campaign_metric import CAMPAIGN_METRICS, LATENCY, CampaignMetric
 from esm_host.dataset.database import (
     ID_FACT,
     Database,
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
     from esm_models.space import SearchSpace
 
 SETTINGS, RESULT = "settings.json", "result.json"
+
+
+class MetricFiles(NamedTuple):
+    """Files of a metric: its predictor as ONNX, and its held-out predictions."""
+
+    onnx: Path
+    predictions: Path
 
 
 def resume_command(path: Path) -> str:
@@ -60,8 +68,6 @@ class RunFolder:
         self.shared_store = path / "store.json"
         self.settings = path / SETTINGS
         self.result = path / RESULT
-        self.predictor_onnx = path / "predictor.onnx"
-        self.predictions = path / "predictions.csv"
         self.sources = path / "sources.npz"
         self.method = path / "method.npz"
         self.plots = {
@@ -71,7 +77,12 @@ class RunFolder:
         name = Path(os.path.abspath(path)).name
         self._new = PostgresSchema(store, name, uuid.uuid4().hex) if store else None
 
-    def keep_onnx(self, predictor: Predictor) -> None:
+    def files(self, metric: CampaignMetric) -> MetricFiles:
+        """Return the files of a metric."""
+        end = "" if metric == LATENCY else f"-{metric.name}"
+        return MetricFiles(self.path / f"predictor{end}.onnx", self.path / f"predictions{end}.csv")
+
+    def keep_onnx(self, predictor: Predictor, metric: CampaignMetric = LATENCY) -> None:
         """Write a predictor as ONNX; an earlier file goes if the predictor has no such form.
 
         Raises:
@@ -80,10 +91,11 @@ class RunFolder:
         """
         with own_failures(predictor):
             exported = predictor.to_onnx()
+        path = self.files(metric).onnx
         if exported is None:
-            self.predictor_onnx.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         else:
-            write_bytes(self.predictor_onnx, exported)
+            write_bytes(path, exported)
 
     @cached_property
     def database(self) -> Database:
@@ -284,8 +296,7 @@ class RunFolder:
         return (
             self.sources,
             self.method,
-            self.predictor_onnx,
-            self.predictions,
+            *(path for each in CAMPAIGN_METRICS.values() for path in self.files(each)),
             self.result,
             self.settings,
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from esm_host.arguments import on_command_line
 from esm_host.campaign.warnings import campaign_warnings
+from esm_host.dataset.campaign_metric import CampaignMetric
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import GROUP_FACT, REFERENCE_ROUND, Store, StoredBlock
 from esm_host.dataset.table import WIDEST
@@ -73,10 +74,38 @@ def campaign_result(
     }
 
 
+def metric_result(
+    metric: CampaignMetric, last: Mapping[str, Any], settings: Settings, reached: bool
+) -> dict[str, Any]:
+    """Return the entry of a metric in ``metrics`` of ``result.json``.
+
+    Args:
+        metric: The metric.
+        last: Its last round, as in ``rounds``.
+        settings: Settings of the campaign.
+        reached: Whether it reaches the target accuracy.
+    """
+    names = ("measured_models", "trusted_models", "accuracy_percent", "bins", "check", "verdicts")
+    return {
+        **_described(metric),
+        "reached": reached if settings.has_target else None,
+        **{name: last[name] for name in names},
+    }
+
+
+def without_predictor(metric: CampaignMetric, problem: str) -> dict[str, Any]:
+    """Return the entry of a metric that has too few values for a predictor."""
+    return {**_described(metric), "problem": problem}
+
+
+def _described(metric: CampaignMetric) -> dict[str, Any]:
+    return {"key": metric.key, "unit": metric.unit}
+
+
 def _signatures(
     rounds: Sequence[Mapping[str, Any]], settings: Settings, measurements: Measurements
 ) -> list[Signature]:
-    intervals = np.minimum(measurements.dataset().interval, WIDEST)
+    intervals = np.minimum(measurements.of(settings.lead).interval, WIDEST)
     return signatures(rounds, settings, float(np.median(intervals)) if len(intervals) else 0.0)
 
 

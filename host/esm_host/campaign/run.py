@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from html import escape
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from esm_host.arguments import argument
 from esm_host.campaign.folder import RunFolder, resume_command
 from esm_host.campaign.latency import Latency
+from esm_host.dataset.campaign_metric import CAMPAIGN_METRICS, LATENCY, CampaignMetric
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.table import BlockTable, Dataset, Figures, best_attempts
 from esm_host.encoding.base import choice_columns
@@ -67,14 +68,15 @@ class RoundProgress:
 class _Records:
     """Content of the store when it was read; metrics by architecture key.
 
-    ``held_out`` has the keys of the models of the last check. ``measured`` counts the models of
-    the campaign's rounds, without those of searches. ``progress`` is None before the first round.
+    ``datasets`` and ``figures`` are by metric. ``held_out`` has the keys of the models of the last
+    check. ``measured`` counts the models of the campaign's rounds, without those of searches.
+    ``progress`` is None before the first round.
     """
 
     table: BlockTable
-    dataset: Dataset
+    datasets: dict[str, Dataset]
     held_out: set[str]
-    figures: Figures
+    figures: dict[str, Figures]
     rounds: list[dict[str, Any]]
     metrics: dict[str, dict[str, float]]
     measured: int
@@ -85,15 +87,54 @@ class _Records:
 class Run:
     """Campaign, finished or not; read on first use and then unchanged.
 
+    It has a predictor of each metric. Methods that predict or evaluate take the leading one;
+    :meth:`of` chooses another.
+
     Attributes:
         path: Folder of the campaign.
         settings: Settings of the campaign.
         result: Content of ``result.json``; None until the campaign ends.
+        metric: Name of the metric to predict and evaluate; empty for the leading one.
     """
 
     path: Path
     settings: Settings
     result: dict[str, Any] | None = field(repr=False)
+    metric: str = ""
+
+    @typed
+    def of(self, metric: str) -> Run:
+        """Return the campaign with another metric to predict and evaluate.
+
+        Args:
+            metric: Name of a metric that the campaign learns, such as ``"energy"``. Latencies are
+                measured in any case.
+
+        Raises:
+            UsageError: the campaign does not measure it.
+        """
+        measured = {LATENCY.name, *(each.name for each in self.settings.metrics)}
+        if metric not in measured:
+            raise self._unlearnt(metric)
+        return self if metric == self._metric.name else replace(self, metric=metric)
+
+    @property
+    def learnt(self) -> tuple[CampaignMetric, ...]:
+        """Metrics that the campaign has a predictor of, the leading one first."""
+        about = (self.result or {}).get("metrics", {})
+        metrics = self.settings.metrics
+        return tuple(each for each in metrics if "problem" not in about.get(each.name, {}))
+
+    def _unlearnt(self, metric: str) -> UsageError:
+        learnt = [each.name for each in self.settings.metrics]
+        return UsageError(
+            f"{self.path} has no predictor of {metric}: it has {', '.join(learnt)}; profile with "
+            f"{argument('metric')} {','.join([*learnt, metric])}"
+        )
+
+    @property
+    def _metric(self) -> CampaignMetric:
+        return CAMPAIGN_METRICS[self.metric] if self.metric else self.settings.lead
 
     @property
     def converged(self) -> bool:
@@ -144,21 +185,19 @@ class Run:
         - ``raw_ms``: as measured; ``verdict``; ``reasons``: a tuple
         - ``predicted_ms``: prediction without this model (of a fold, or of a check); NaN until
           the campaign ends; ``error_percent``: error of that prediction
+        - of each other metric that the campaign learns the same, as ``energy_mj``,
+          ``energy_interval_percent``, ``energy_verdict``, ``energy_reasons``,
+          ``energy_predicted_mj`` and ``energy_error_percent``; NaN or empty without a value
         - one column per measured metric, such as ``load_ms`` (docs/timing.md); NaN if not
           measured
         """
         records, bins = self._records, self._bins
-        dataset = records.dataset
+        dataset = records.datasets[LATENCY.name]
         keys = [a.key for a in dataset.architectures]
-        planned = {
-            a.key: number
-            for a, number in zip(
-                records.figures.architectures, records.figures.rounds.tolist(), strict=True
-            )
-        }
+        plan = records.figures[LATENCY.name]
+        planned = dict(zip((a.key for a in plan.architectures), plan.rounds.tolist(), strict=True))
         used = best_attempts(records.table)
         index = bins.of(dataset.depth)
-        predicted_ms = np.array([self._predicted_ms.get(key, np.nan) for key in keys], dtype=float)
         frame = pd.DataFrame(
             {
                 "architecture_key": pd.Series(keys, dtype=object),
@@ -168,17 +207,35 @@ class Run:
                 "depth": dataset.depth,
                 "bin": [self._bin_label(number) for number in index.tolist()],
                 **self._features(dataset.architectures),
-                "latency_ms": dataset.latency_ms,
-                "interval_percent": 100 * dataset.interval,
-                "raw_ms": dataset.raw_ms,
-                "verdict": [judgement.verdict.value for judgement in dataset.judgements],
-                "reasons": [judgement.reasons for judgement in dataset.judgements],
-                "predicted_ms": predicted_ms,
-                "error_percent": 100 * (predicted_ms / dataset.latency_ms - 1),
             }
         )
+        for name, values in records.datasets.items():
+            frame = frame.assign(**self._columns(CAMPAIGN_METRICS[name], values, keys))
         metrics = {name: v for name, v in self._metrics(keys).items() if name not in frame}
         return frame.assign(**metrics)
+
+    def _columns(
+        self, metric: CampaignMetric, dataset: Dataset, keys: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Return the columns of a metric; NaN, or empty, where an architecture has no value."""
+        verdict, reasons = metric.column("verdict"), metric.column("reasons")
+        frame = pd.DataFrame(
+            {
+                metric.key: dataset.latency_ms,
+                metric.column("interval_percent"): 100 * dataset.interval,
+                **({"raw_ms": dataset.raw_ms} if metric == LATENCY else {}),
+                verdict: [judgement.verdict.value for judgement in dataset.judgements],
+                reasons: [judgement.reasons for judgement in dataset.judgements],
+            },
+            index=pd.Index([a.key for a in dataset.architectures], dtype=object),
+        ).reindex(keys)
+        held_out = self._predicted(metric)
+        predicted = np.array([held_out.get(key, np.nan) for key in keys], dtype=float)
+        frame[metric.predicted] = predicted
+        frame[metric.column("error_percent")] = 100 * (predicted / frame[metric.key] - 1)
+        frame[verdict] = frame[verdict].fillna("")
+        frame[reasons] = [each if isinstance(each, tuple) else () for each in frame[reasons]]
+        return {str(name): column.to_numpy() for name, column in frame.items()}
 
     def _metrics(self, keys: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Return every metric that was measured, shape ``(n,)`` each."""
@@ -192,11 +249,11 @@ class Run:
 
     def dataset(self) -> Dataset:
         """Return the measurements as arrays."""
-        return self._records.dataset
+        return self._records.datasets[self._metric.name]
 
     def figures(self) -> Figures:
         """Return the figures of every planned architecture, reference models included."""
-        return self._records.figures
+        return self._records.figures[self._metric.name]
 
     def failures(self) -> pd.DataFrame:
         """Return the architectures that could not be measured.
@@ -310,10 +367,10 @@ class Run:
 
         Columns: ``round``, ``measured_models`` (of all depths), ``bin`` (``all`` over all
         depths), ``depth_min``, ``depth_max``, ``samples``, ``accuracy_percent`` (NaN without
-        samples).
+        samples). A metric that does not lead is evaluated in the last round only.
         """
         rows = []
-        for number, entry in enumerate(self._records.rounds):
+        for number, entry in self._evaluated:
             common = {"round": number, "measured_models": entry["measured_models"]}
             ends = entry["bins"][0]["depth_min"], entry["bins"][-1]["depth_max"]
             overall = (*ends, entry["trusted_models"], entry["accuracy_percent"])
@@ -335,6 +392,15 @@ class Run:
             rows[-1]["bin"] = "all"
         names = ["round", "measured_models", "bin", "depth_min", "depth_max", "samples"]
         return pd.DataFrame(rows, columns=[*names, "accuracy_percent"])
+
+    @property
+    def _evaluated(self) -> list[tuple[int, Mapping[str, Any]]]:
+        """Numbers and results of the rounds in which the metric was evaluated."""
+        rounds = self._records.rounds
+        if self._metric == self.settings.lead:
+            return list(enumerate(rounds))
+        entry = (self.result or {}).get("metrics", {}).get(self._metric.name, {})
+        return [(len(rounds) - 1, entry)] if "bins" in entry else []
 
     def states(self) -> pd.DataFrame:
         """Return the states of the devices, one row per moment.
@@ -358,6 +424,8 @@ class Run:
     ) -> NDArray[np.float64]:
         """Return latencies predicted by the campaign's predictor, ms, shape ``(n,)``.
 
+        Of another metric, see :meth:`of`, they are its values in its unit.
+
         Args:
             architectures: Architectures, their JSON or their short forms.
 
@@ -365,22 +433,32 @@ class Run:
             DatasetError: the predictor does not exist yet, or is damaged.
             InvalidArchitectureError: an architecture is not in the search space.
         """
-        return self.latency().many(architectures)
+        return self.function().many(architectures)
 
     def latency(self) -> Latency:
-        """Return the campaign's predictor as a function of one architecture.
+        """Return the predictor of the latency as a function of one architecture.
 
         It suits loops with many calls, and other processes.
 
         Raises:
+            UsageError: the campaign does not learn the latency.
             DatasetError: the predictor does not exist yet, or is damaged.
         """
-        return self._latency
+        own = self if self._metric == LATENCY else self.of(LATENCY.name)
+        return own.function()
+
+    def function(self) -> Latency:
+        """Return the predictor of the metric as a function of one architecture.
+
+        Raises:
+            DatasetError: the predictor does not exist yet, or is damaged.
+        """
+        return self._function
 
     @cached_property
-    def _latency(self) -> Latency:
-        self._check_finished()
-        path = self._folder.predictor_onnx
+    def _function(self) -> Latency:
+        self.check_predictor()
+        path = self._folder.files(self._metric).onnx
         # A predictor without an ONNX form is fitted again.
         model = path.read_bytes() if path.exists() else self.predictor
         return Latency(self.path, self.settings, self.encoder, model)
@@ -417,7 +495,7 @@ class Run:
         judged = self.measurements()
         try:
             errors = LeftOutErrors(
-                judged["latency_ms"].to_numpy(), judged["predicted_ms"].to_numpy()
+                judged[self._metric.key].to_numpy(), judged[self._metric.predicted].to_numpy()
             )
         except ValueError as error:
             raise DatasetError(
@@ -443,7 +521,10 @@ class Run:
                 f"{other.path} is of the space {other.space.name}, {self.path} of "
                 f"{self.space.name}: give two campaigns of one space"
             )
-        theirs, own = other.dataset(), self.dataset()
+        metric = self._metric
+        theirs, own = other._records.datasets.get(metric.name), self.dataset()
+        if theirs is None:
+            raise UsageError(f"{other.path} did not measure {metric.title}: give one that did")
         if not len(theirs):
             raise DatasetError(f"{other.path} holds no measurements yet: resume it first")
         known = {a.key for a in own.architectures}
@@ -457,22 +538,33 @@ class Run:
 
     @cached_property
     def predictor(self) -> Predictor:
-        """Predictor of the campaign, fitted again to the same measurements.
+        """Predictor of the metric, fitted again to the same measurements.
 
         Raises:
             DatasetError: the campaign has not ended.
         """
-        self._check_finished()
+        self.check_predictor()
         settings, encoder = self.settings, self.encoder
         predictor = self._folder.predictors(settings, encoder)(0)
         training_set = self.dataset().without(self._records.held_out)
         return train(predictor, encoder, training_set, settings)
 
-    def _check_finished(self) -> None:
+    def check_predictor(self) -> None:
+        """Check that the campaign has a predictor of the metric.
+
+        Raises:
+            UsageError: the campaign does not learn the metric.
+            DatasetError: the campaign has not ended, or has too few values of the metric.
+        """
+        if self._metric not in self.settings.metrics:
+            raise self._unlearnt(self._metric.name)
         if self.result is None:
             raise DatasetError(
                 f"{self.path} has no predictor yet: {resume_command(self.path)} trains it"
             )
+        about = self.result.get("metrics", {}).get(self._metric.name, {})
+        if problem := about.get("problem"):
+            raise DatasetError(f"{self.path} has no predictor of {self._metric.title}: {problem}")
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -539,8 +631,10 @@ class Run:
     def _records(self) -> _Records:
         with closing(self._folder.open_store()) as store, store.snapshot():
             measurements = Measurements(store, self.settings.spec, self.settings.raw)
-            dataset, evaluated = measurements.dataset(), store.rounds()
-            keys = {a.key for a in dataset.architectures}
+            metrics = dict.fromkeys([LATENCY, *self.settings.metrics])
+            datasets = {metric.name: measurements.of(metric) for metric in metrics}
+            evaluated = store.rounds()
+            keys = {a.key for a in datasets[LATENCY.name].architectures}
             planned = [each for number, each in store.plan().items() if number >= 0]
             measured = [sum(a.key in keys for a in each) for each in planned]
             progress = None
@@ -555,9 +649,9 @@ class Run:
                 )
             return _Records(
                 measurements.table(),
-                dataset,
+                datasets,
                 store.held_out(),
-                measurements.figures(),
+                {metric.name: measurements.figures(metric) for metric in metrics},
                 # The result has one round more if the campaign was finished within a round.
                 max(evaluated, (self.result or {}).get("rounds", []), key=len),
                 measurements.metrics(),
@@ -565,12 +659,12 @@ class Run:
                 progress,
             )
 
-    @cached_property
-    def _predicted_ms(self) -> dict[str, float]:
-        path = self._folder.predictions
+    def _predicted(self, metric: CampaignMetric) -> dict[str, float]:
+        """Return the held-out predictions of a metric, by architecture key."""
+        path, name = self._folder.files(metric).predictions, metric.predicted
         try:
-            frame = pd.read_csv(path, dtype={"architecture_key": str, "predicted_ms": float})
-            found = dict(zip(frame["architecture_key"], frame["predicted_ms"], strict=True))
+            frame = pd.read_csv(path, dtype={"architecture_key": str, name: float})
+            found = dict(zip(frame["architecture_key"], frame[name], strict=True))
             return {} if self.result is None else found  # of an earlier end
         except FileNotFoundError:
             return {}

@@ -21,11 +21,12 @@ from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.sampling.random import RandomSampler
+from esm_host.timing.energy import has_energy_sensor, missing_energy
 from esm_host.timing.inputs import check_free_dims
 from esm_host.transport import devices
 from esm_host.transport.base import Profiler
 from esm_host.transport.distinct import check_distinct
-from esm_host.transport.limits import check_campaign, check_spec
+from esm_host.transport.limits import check_campaign, check_energy, check_spec
 from esm_host.transport.patient import PatientProfiler
 from esm_models.space import SearchSpace
 from esm_protos import older_peers
@@ -98,6 +99,11 @@ def connect_devices(
         def reserve(profiler: Profiler, device: DeviceInfo) -> None:
             check_spec(device, settings.spec)
             check_campaign(device.limits, settings.block_size, settings.references, largest)
+            if settings.energy_s and not has_energy_sensor(device):
+                asked = f"{argument('metric')} {settings.metric}"
+                raise UsageError(f"{asked}: {missing_energy(device)}")
+            models = settings.block_size + settings.references
+            check_energy(device.limits, settings.spec, settings.energy_s, models)
             profiler.reserve(f"profile {space.name}", wait)
 
         yield CampaignDevices(members, *_ask_all(members, reserve, resume))

@@ -21,14 +21,18 @@ COMMANDS = (
     (
         "profile",
         "Learn",
-        "Train a latency predictor for a device from as few measurements as possible.",
+        "Train a predictor of latency, energy or memory from as few measurements as possible.",
     ),
     (
         "transfer",
         "Learn",
         "Train a latency predictor from a few measurements and latencies of other devices.",
     ),
-    ("predict", "Learn", "Predict latencies of given or sampled architectures."),
+    (
+        "predict",
+        "Learn",
+        "Predict latencies, or other metrics, of given or sampled architectures.",
+    ),
     ("search", "Learn", "Find the best architectures within limits, and measure them."),
     (
         "export",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import typer
@@ -13,6 +13,8 @@ from esm_host.campaign.folder import RunFolder
 from esm_host.cli.errors import INTERRUPTED
 from esm_host.cli.live import Live, print_bins, print_devices, print_verdicts, said_of_check
 from esm_host.cli.table import Verdict
+from esm_host.dataset.campaign_metric import CAMPAIGN_METRICS
+from esm_host.dataset.table import Dataset
 from esm_host.errors import UsageError
 from esm_host.extension.settings import Settings
 from esm_host.transfer.held_out import learnt_by, left_out
@@ -85,11 +87,12 @@ def run_campaign(
 
 
 def _show_target(ended: CampaignResult, settings: Settings) -> int:
-    result = ended.result
-    print_bins(result["rounds"][-1], settings.target_percent)
-    print_verdicts(ended.dataset)
-    transfer, check = result.get("transfer"), result["rounds"][-1].get("check")
-    for line in [*said_of_transfer(transfer), *said_of_check(check)]:
+    result, metrics = ended.result, ended.result["metrics"]
+    for name, about in metrics.items():
+        if len(metrics) > 1:
+            typer.echo(f"{CAMPAIGN_METRICS[name].title}:")
+        _show_metric(about, ended.datasets[name], settings.target_percent)
+    for line in said_of_transfer(result.get("transfer")):
         typer.echo(line)
     if len(result["devices"]) > 1:
         print_devices(result["devices"])
@@ -100,7 +103,26 @@ def _show_target(ended: CampaignResult, settings: Settings) -> int:
     typer.echo(f"{verdict}: {on_command_line(ended.reason)} {_times(result)}")
     for signature in result["signatures"]:
         typer.echo(signature["text"])
-    return 0 if ended.converged or not settings.has_target else TARGET_NOT_REACHED
+    if not settings.has_target:
+        return 0
+    missed = [name for name, about in metrics.items() if not about.get("reached")]
+    if ended.converged and missed:
+        typer.echo(
+            f"{', '.join(CAMPAIGN_METRICS[name].title for name in missed)} below target: "
+            "name it first in --metric of a new campaign, or raise --target-accuracy"
+        )
+    return TARGET_NOT_REACHED if missed else 0
+
+
+def _show_metric(about: Mapping[str, Any], dataset: Dataset, target_percent: float | None) -> None:
+    """Print the accuracy, the verdicts and the check of a metric."""
+    if problem := about.get("problem"):
+        typer.echo(f"no predictor: {problem}")
+        return
+    print_bins(about, target_percent)
+    print_verdicts(dataset)
+    for line in said_of_check(about["check"]):
+        typer.echo(line)
 
 
 def show_transfer(ended: CampaignResult, settings: Settings) -> int:

@@ -127,7 +127,7 @@ def compare(
     """Find models that became slower between two timings, for continuous integration.
 
     Exit codes: 0 if no model is slower; 2 if the timings cannot be compared; 3 if a model is
-    slower or now fails. With --strict, also 3 if a change is undecided.
+    slower, takes more energy or now fails. With --strict, also 3 if a change is undecided.
 
     Example: esm-host compare main.json branch.json --base main2.json --new branch2.json
     """
@@ -171,7 +171,8 @@ def compare(
             _warn_of_verdicts(path, timing, alone)
     _print_certainty(comparison)
     if slower := comparison.regressions:
-        limited = ", or are over their limit" if any(map(_over_limit, slower)) else ""
+        limited = ", or take more energy" if any(each.metrics_regressed for each in slower) else ""
+        limited += ", or are over their limit" if any(map(_over_limit, slower)) else ""
         typer.echo(
             f"{len(slower)} of {len(comparison.changes)} became slower or fail{limited}", err=True
         )
@@ -181,6 +182,11 @@ def compare(
 
 def _over_limit(change: Change) -> bool:
     return change.over_limit or bool(change.metrics_over_limit)
+
+
+def _worse(change: Change) -> bool:
+    """Return whether something other than the outcome of the latency is a regression."""
+    return _over_limit(change) or bool(change.metrics_regressed)
 
 
 def _print_certainty(comparison: Comparison) -> None:
@@ -314,7 +320,7 @@ def _print_table(comparison: Comparison, format: Format, shown: Sequence[Metric]
             *(_metric_text(change, metric) for metric in shown),
             Verdict(
                 comparison.verdict(change),
-                "slower" if _over_limit(change) else change.outcome.value,
+                "slower" if _worse(change) else change.outcome.value,
             ),
         )
         for change in comparison.changes

@@ -195,7 +195,7 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} %"
 
 
-def print_bins(result: dict[str, Any], target_percent: float | None) -> None:
+def print_bins(result: Mapping[str, Any], target_percent: float | None) -> None:
     """Print the accuracy of every depth bin in the last round, against a target if there is one."""
     rows: list[Sequence[str]] = []
     for entry in result["bins"]:

@@ -20,6 +20,7 @@ from esm_models.spaces import SPACES
 OWN = "path/to/file.py:Class"
 DTYPES = ("float32", "int8")
 VERDICTS = ("stable", "noisy", "unresolved", "throttled")
+METRICS = ("latency", "energy", "peak_memory")
 
 
 def was_given(ctx: typer.Context, name: str) -> bool:
@@ -115,6 +116,13 @@ def source_names(incomplete: str) -> list[str]:
 def search_methods(incomplete: str) -> list[str]:
     """Complete search methods."""
     return _with_prefix(incomplete, methods.FAMILY.names())
+
+
+def metric_names(incomplete: str) -> list[str]:
+    """Complete the last metric of a comma-separated list."""
+    before, comma, last = incomplete.rpartition(",")
+    given = before.split(",")
+    return [before + comma + name for name in _with_prefix(last, METRICS) if name not in given]
 
 
 def verdict_names(incomplete: str) -> list[str]:
@@ -238,6 +246,23 @@ AsMeasured = Annotated[
         "--raw/--no-raw",
         help="Report latencies as measured, without correction to the device's usual pace (its "
         "typical speed in earlier measurements).",
+        rich_help_panel=TIMING,
+    ),
+]
+CampaignMetrics = Annotated[
+    str,
+    typer.Option(
+        help="Metrics to learn, separated by commas: latency, energy (needs a sensor), "
+        "peak_memory. The first one leads: it decides what is measured and when the campaign ends.",
+        autocompletion=metric_names,
+    ),
+]
+EnergyTime = Annotated[
+    float,
+    typer.Option(
+        help="Time per model for its energy, in seconds. The device is idle for half of it.",
+        min=1,
+        max=86_400,
         rich_help_panel=TIMING,
     ),
 ]

@@ -12,13 +12,22 @@ import typer
 from esm_host.cli.architectures import read_architectures
 from esm_host.cli.errors import one_line_errors
 from esm_host.cli.option_groups import grouped
-from esm_host.cli.options import OWN, InContext, Json, as_share, read_context, sampler_names
+from esm_host.cli.options import (
+    OWN,
+    InContext,
+    Json,
+    as_share,
+    metric_names,
+    read_context,
+    sampler_names,
+)
 from esm_host.cli.output import check_output, write_output
 from esm_host.cli.table import print_table
 from esm_host.sampling import SAMPLERS
 from esm_protos.text import counted
 
 if TYPE_CHECKING:
+    from esm_host.dataset.campaign_metric import CampaignMetric
     from esm_host.evaluation.cross_device import CrossDeviceAccuracy
 
 SCHEMA_VERSION = 1
@@ -79,9 +88,17 @@ def predict(
             help="Compare the predictions with this campaign's measurements, of any device.",
         ),
     ] = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="Metrics to predict, separated by commas, of those that the campaign learnt.",
+            show_default="all",
+            autocompletion=metric_names,
+        ),
+    ] = "",
     output: Json = None,
 ) -> None:
-    """Predict latencies of given or sampled architectures.
+    """Predict latencies, or other metrics, of given or sampled architectures.
 
     The tables print architectures in their short form: the option of every block, units separated
     by |, equal neighbours counted, as in 'k3e1/2 | 2*k5e1 | k3e1 | k7e1'. If the space has several
@@ -91,7 +108,10 @@ def predict(
 
     Example: esm-host predict runs/pi4 'k3e1/2 | 2*k5e1 | k3e1 | k7e1'
     """
+    import numpy as np
+
     from esm_host.campaign.run import load_run
+    from esm_host.dataset.campaign_metric import read_metrics
     from esm_host.errors import UsageError
 
     if (
@@ -104,10 +124,14 @@ def predict(
     check_output(output, inputs=[architectures])
     campaign, contexts = load_run(run), read_context(context)
     space = campaign.space.at(**contexts)
+    metrics = read_metrics(metric) if metric else campaign.learnt
+    views = {each: campaign.of(each.name) for each in metrics}
     if against is not None:
         if contexts:
             raise UsageError("--context cannot be combined with --against: leave one of them out")
-        _show_against(campaign.against(load_run(against)), output)
+        if metric and len(metrics) > 1:
+            raise UsageError(f"--against compares one metric, not --metric {metric}: give one")
+        _show_against(views[metrics[0]].against(load_run(against)), output)
         return
     if given:
         chosen = [space.read(text) for text in given]
@@ -115,32 +139,54 @@ def predict(
         chosen = read_architectures(architectures, space)
     else:
         chosen = campaign.sample(samples.sample, samples.sampling, samples.seed, contexts)
-    latency_ms = campaign.predict(chosen).tolist()
-    results: list[dict[str, Any]] = [
-        {"latency_ms": latency, "key": a.key, "depth": a.depth, "architecture": a.to_json()}
-        for a, latency in zip(chosen, latency_ms, strict=True)
-    ]
+    columns: dict[str, list[Any]] = {
+        each.key: view.predict(chosen).tolist() for each, view in views.items()
+    }
     if interval is not None:
         share = as_share("--interval", interval)
-        for low_ms, high_ms, result in zip(
-            *campaign.predict_interval(chosen, share), results, strict=True
-        ):
-            result["interval_ms"] = [float(low_ms), float(high_ms)]
+        for each, view in views.items():
+            ends = view.predict_interval(chosen, share)
+            columns[_interval(each)] = np.stack(ends, axis=1).tolist()
+    results: list[dict[str, Any]] = [
+        {
+            **{name: values[row] for name, values in columns.items()},
+            "key": a.key,
+            "depth": a.depth,
+            "architecture": a.to_json(),
+        }
+        for row, a in enumerate(chosen)
+    ]
     if output is not None:
         text = json.dumps({"schema_version": SCHEMA_VERSION, "results": results}, indent=2)
         write_output(output, text, f"{counted(len(results), 'prediction')} written to {output}")
         return
-    ends = () if interval is None else ("from_ms", "to_ms")
-    headings = ("latency_ms", *ends, "blocks", "architecture")
+    headings = [heading for each in metrics for heading in _headings(each, interval is not None)]
+    headings += ["blocks", "architecture"]
     rows = [
         (
-            *(f"{ms:.4f}" for ms in (result["latency_ms"], *result.get("interval_ms", ()))),
+            *(
+                f"{each.shown_factor * value:.4f}"
+                for each in metrics
+                for value in (result[each.key], *result.get(_interval(each), ()))
+            ),
             str(architecture.depth),
             architecture.to_text(),
         )
         for architecture, result in zip(chosen, results, strict=True)
     ]
     print_table(headings, rows, right=range(len(headings) - 1))
+
+
+def _interval(metric: CampaignMetric) -> str:
+    """Return the name of the prediction intervals of a metric in JSON."""
+    return "interval_ms" if metric.name == "latency" else metric.named("interval")
+
+
+def _headings(metric: CampaignMetric, with_interval: bool) -> list[str]:
+    """Return the headings of a metric, in the unit that is shown."""
+    stem, unit = metric.key.rpartition("_")[0], metric.shown_unit.lower()
+    ends = [f"from_{unit}", f"to_{unit}"] if with_interval else []
+    return [f"{stem}_{unit}", *ends]
 
 
 def _show_against(found: CrossDeviceAccuracy, output: Path | None) -> None:

@@ -24,7 +24,9 @@ from esm_host.cli.options import (
     OWN,
     TIMING,
     AsMeasured,
+    CampaignMetrics,
     DeviceOrGroup,
+    EnergyTime,
     MaxRuns,
     Precision,
     SharedStore,
@@ -94,6 +96,7 @@ class CampaignOptions:
     """Options of the device and of the campaign's records."""
 
     device: DeviceOrGroup = "local"
+    metric: CampaignMetrics = "latency"
     run: Annotated[
         Path | None, typer.Option(help="Campaign folder. [default: runs/DEVICE-SPACE]")
     ] = None
@@ -372,6 +375,7 @@ class BlockOptions:
         ),
     ] = 10.0
     raw: AsMeasured = False
+    energy_time: EnergyTime = 40.0
     cache: Annotated[
         CacheName,
         typer.Option(
@@ -395,7 +399,7 @@ def profile(
     blocks: BlockOptions,
     session: SessionOptions,
 ) -> None:
-    """Train a latency predictor for a device from as few measurements as possible.
+    """Train a predictor of latency, energy or memory from as few measurements as possible.
 
     The command samples a search space, measures the models and trains a predictor. It then
     measures more models where accuracy is low, until every depth bin (a range of numbers of

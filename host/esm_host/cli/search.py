@@ -44,9 +44,10 @@ class WishOptions:
     objective: Annotated[
         list[str] | None,
         typer.Option(
-            help="Objective besides the latency: flops, params, memory, or NAME=SOURCE with "
-            "table.parquet:COLUMN, file.py:FUNCTION or file.onnx:ENCODING as SOURCE. Append :min "
-            "or :max for the direction. May be repeated. [default: flops:max]",
+            help="Objective besides the latency: energy, peak_memory, energy_delay (energy times "
+            "latency), flops, params, memory, or NAME=SOURCE with table.parquet:COLUMN, "
+            "file.py:FUNCTION or file.onnx:ENCODING as SOURCE. Append :min or :max for the "
+            "direction. May be repeated. [default: flops:max]",
         ),
     ] = None
     max_latency: Annotated[
@@ -63,14 +64,16 @@ class WishOptions:
     limit: Annotated[
         list[str] | None,
         typer.Option(
-            help="Limit on another quantity: 'flops<=3e8'. May be repeated.",
+            help="Limit on another quantity: 'flops<=3e8', 'energy_mj<=5', "
+            "'peak_rss_bytes<=6e7'. May be repeated.",
             rich_help_panel=_LIMITS,
         ),
     ] = None
     confidence: Annotated[
         float,
         typer.Option(
-            help="Least probability that a latency is within its limit, in percent.",
+            help="Least probability that a latency, an energy or a peak memory is within its "
+            "limit, in percent.",
             rich_help_panel=_LIMITS,
         ),
     ] = 90.0

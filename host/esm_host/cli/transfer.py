@@ -21,7 +21,9 @@ from esm_host.cli.option_groups import (
 from esm_host.cli.options import (
     OWN,
     AsMeasured,
+    CampaignMetrics,
     DeviceOrGroup,
+    EnergyTime,
     MaxRuns,
     Precision,
     SharedStore,
@@ -47,6 +49,7 @@ class CampaignOptions:
     """Options of the device, the sources and the campaign's records."""
 
     device: DeviceOrGroup = "local"
+    metric: CampaignMetrics = "latency"
     run: Annotated[
         Path | None,
         typer.Option(help="Folder of the new campaign. [default: runs/DEVICE-SPACE-transfer]"),
@@ -115,6 +118,7 @@ class TimingOptions:
     max_runs: MaxRuns = 150
     threads: Threads = 1
     raw: AsMeasured = False
+    energy_time: EnergyTime = 40.0
 
 
 @one_line_errors

@@ -70,7 +70,7 @@ class Group:
         self._store = store
         self._measurements = measurements
         self._members = list(members)
-        self._spec = settings.spec
+        self._settings = settings
         self._tolerance = settings.group_tolerance_percent / 100
         self._stray_tolerance = settings.reference_tolerance_percent / 100
         self._references = references
@@ -128,7 +128,7 @@ class Group:
     def _kept(self, round_number: int, source: Source) -> Generator[MeasuredBlock]:
         began = time.monotonic()
         blocks = measure_batches(
-            tuple(self._present), source, self._spec, self._check, self._on_progress, self._lose
+            tuple(self._present), source, self._settings, self._check, self._on_progress, self._lose
         )
         with closing(blocks):
             for each in blocks:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from esm_host.dataset.settings import MeasuringSettings
 from esm_host.errors import EsmError
 from esm_host.transport.base import OnProgress, Pending, Profiler
 from esm_models.architecture import Architecture
-from esm_protos.messages import Block, BlockResult, DeviceInfo, MeasureSpec, Model, Progress, State
+from esm_protos.messages import Block, BlockResult, DeviceInfo, Model, Progress, State
 
 _LEAVE_S = 10.0  # time that a lane gets to end after it is stopped
 
@@ -169,7 +170,7 @@ class SameBatch:
 def measure_batches(
     members: Sequence[Member],
     source: Source,
-    spec: MeasureSpec,
+    settings: MeasuringSettings,
     check: Check,
     on_progress: Callable[[str, Progress], None],
     on_left: Callable[[Member, EsmError], None],
@@ -182,13 +183,13 @@ def measure_batches(
     Args:
         members: Devices that measure.
         source: Source of the batches.
-        spec: Settings of a measurement.
+        settings: Settings of measuring.
         check: Check of each block.
         on_progress: Callback for the progress of a device's block, with the name of the device.
         on_left: Callback for a device that failed, in the caller's thread. It raises to end all
             lanes.
     """
-    lanes = [_Lane(member, source, spec, check) for member in members]
+    lanes = [_Lane(member, source, settings, check) for member in members]
     if len(lanes) == 1:
         name = members[0].name
         yield from lanes[0].blocks(lambda progress: on_progress(name, progress))
@@ -248,10 +249,12 @@ class _Lane:
     device before the last run of the current block.
     """
 
-    def __init__(self, member: Member, source: Source, spec: MeasureSpec, check: Check) -> None:
+    def __init__(
+        self, member: Member, source: Source, settings: MeasuringSettings, check: Check
+    ) -> None:
         self.member = member
         self._source = source
-        self._spec = spec
+        self._settings = settings
         self._check = check
         self._sent: deque[_Sent] = deque()
         self._stopped = False
@@ -297,7 +300,14 @@ class _Lane:
         batch = self._source.take(self.member.name, wait)
         if batch is None:
             return False
-        block = Block(uuid.uuid4().hex, self._spec, tuple(batch.models))
+        settings = self._settings
+        block = Block(
+            uuid.uuid4().hex,
+            settings.spec,
+            tuple(batch.models),
+            settings.measures_memory,
+            energy_s=settings.energy_s,
+        )
         try:
             self._sent.append(_Sent(batch, block, self.member.profiler.submit(block)))
         except BaseException:

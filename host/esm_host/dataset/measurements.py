@@ -7,12 +7,14 @@ divided by the block's factor, which comes from the campaign's own reference mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from esm_host.dataset.campaign_metric import LATENCY, CampaignMetric
+from esm_host.dataset.metric_values import dataset_of, value_of
 from esm_host.dataset.store import GROUP_FACT, REFERENCE_ROUND, Store, StoredBlock
 from esm_host.dataset.table import (
     WIDEST,
@@ -34,7 +36,7 @@ from esm_host.evaluation.verdict import (
     threads_evidence,
 )
 from esm_protos.estimates import Estimate
-from esm_protos.messages import MeasureSpec, RunOrder
+from esm_protos.messages import Measurement, MeasureSpec, RunOrder
 from esm_protos.metrics import THREADS_USED
 
 
@@ -146,20 +148,43 @@ class Measurements:
             raw_ms,
         )
 
-    def training_set(self) -> Dataset:
-        """Return the data set without the models of the last check."""
-        return self.dataset().without(self._store.held_out())
+    def of(self, metric: CampaignMetric) -> Dataset:
+        """Return every measured architecture that has a value of a metric.
+
+        The values come from the same attempts as :meth:`dataset`.
+        """
+        if metric == LATENCY:
+            return self.dataset()
+        return dataset_of(metric, self.dataset(), self._best())
+
+    def training_set(self, metric: CampaignMetric = LATENCY) -> Dataset:
+        """Return the data set of a metric without the models of the last check."""
+        return self.of(metric).without(self._store.held_out())
+
+    def failures(self, metric: CampaignMetric = LATENCY) -> dict[str, str]:
+        """Return the reasons why models lack a metric, by architecture key."""
+        found = dict(self.table().failures)
+        if metric != LATENCY:
+            for key, measured in self._best().items():
+                if value_of(metric, measured) is None:
+                    energy = measured.energy
+                    found[key] = energy.problem if energy else "the device did not report it"
+        return found
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return the metrics of each architecture by its key, then by the metric's key.
 
         They come from the same attempts as :meth:`dataset`.
         """
+        return {key: measured.values() for key, measured in self._best().items()}
+
+    def _best(self) -> dict[str, Measurement]:
+        """Return the measurement of each architecture that the data set uses, by its key."""
         table = self.table()
         found = {}
         for key, index in best_attempts(table).items():
             measured = self._read[table.blocks[index].block_id].measurements
-            found[key] = next(each.values() for each in measured if each.model_id == key)
+            found[key] = next(each for each in measured if each.model_id == key)
         return found
 
     def threads_used(self) -> float:
@@ -200,9 +225,23 @@ class Measurements:
             ]
         return self._evidence[block_id]
 
-    def figures(self) -> Figures:
-        """Return the figures of every planned architecture."""
-        table, dataset = self.table(), self.dataset()
+    def figures(self, metric: CampaignMetric = LATENCY) -> Figures:
+        """Return the figures of every planned architecture, for one metric."""
+        if metric == LATENCY:
+            references = self._reference_latencies()
+        else:
+            best = self._best()
+            measured = [key for key in self._reference_keys if key in best]
+            values = {key: value_of(metric, best[key]) for key in measured}
+            references = {key: value for key, value in values.items() if value is not None}
+        return self._figures(self.of(metric), references)
+
+    def _reference_latencies(self) -> dict[str, tuple[float, float]]:
+        """Return the latencies of the references, ms, by key; NaN where all failed.
+
+        Their intervals are 0, because many blocks hold them.
+        """
+        table = self.table()
         own = [block.round >= REFERENCE_ROUND for block in table.blocks]
         if self._raw:
             every_ms = self._of_references(table.blocks, lambda model: model.raw_ns) / 1e6
@@ -212,9 +251,12 @@ class Measurements:
             divisors = table.divisors
             every_ms *= self._warm_references(table.blocks)
         paced_ms = (every_ms / divisors[:, None])[own]
+        medians_ms = median(paced_ms, axis=0).tolist()
+        return {key: (ms, 0.0) for key, ms in zip(self._reference_keys, medians_ms, strict=True)}
+
+    def _figures(self, dataset: Dataset, references: Mapping[str, tuple[float, float]]) -> Figures:
         plan = self._store.plan()
-        references = zip(self._reference_keys, median(paced_ms, axis=0), strict=True)
-        found = {key: (latency_ms, 0.0, "reference") for key, latency_ms in references}
+        found = {key: (*value, "reference") for key, value in references.items()}
         intervals = np.minimum(dataset.interval, WIDEST)
         for row, architecture in enumerate(dataset.architectures):
             verdict = dataset.judgements[row].verdict.value

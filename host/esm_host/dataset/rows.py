@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from esm_protos.messages import Failure, FailureKind, Measurement
+from esm_protos.messages import Energy, Failure, FailureKind, Measurement
 from esm_protos.metrics import THREADS_USED
 
 _FIELDS = frozenset(field.name for field in fields(Measurement))
@@ -57,6 +57,11 @@ def all_metrics(measurement: Measurement) -> dict[str, float]:
 def plain(text: str) -> str:
     """Return a text without NUL characters, which PostgreSQL cannot store."""
     return text.replace("\0", "")
+
+
+def energy_of(data: Mapping[str, Any]) -> Energy:
+    """Return the energy whose fields are stored as JSON, which has no tuples."""
+    return Energy(**{name: _read(value) for name, value in data.items()})
 
 
 def _written(value: Any) -> Any:

@@ -133,3 +133,12 @@ VALUES = sa.Table(
     sa.Column("position", sa.Integer, primary_key=True),
     sa.Column("metrics", sa.JSON, nullable=False),
 )
+ENERGIES = sa.Table(
+    "energies",
+    # Created with the first energy; stores without energies, and older ones, lack the table.
+    sa.MetaData(),
+    sa.Column("block_id", sa.String, primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("energy", sa.JSON, nullable=False),
+)
+"""Sources, windows and problems of energies (:class:`esm_protos.messages.Energy`)."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from esm_host.dataset.campaign_metric import ENERGY, PEAK_MEMORY, CampaignMetric, read_metrics
 from esm_host.errors import check_range
 from esm_host.typed import check_fields
-from esm_protos.messages import MeasureSpec
+from esm_protos.messages import MOST_ENERGY_S, MeasureSpec
 
 PRECISION = 0.02
 """Half-width of the 95 % confidence interval at which a model is done, as a share."""
 LONG_VISITS = 20
 """Rounds of visits from one with long visits to the next; long visits give warm latencies."""
+ENERGY_TIME_S = 40.0
+"""Default time per model for its energy, s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,10 @@ class MeasuringSettings:
         group_tolerance_percent: Largest difference in pace between the devices of a group.
         block_size: Architectures per block, references not counted.
         raw: Whether latencies are as measured instead of at the device's usual pace.
+        metric: Metrics to learn, comma-separated: names in
+            :data:`esm_host.dataset.campaign_metric.CAMPAIGN_METRICS`. The first one leads: it
+            decides what is measured and when the campaign ends.
+        energy_time_s: Time per model for its energy, s, if it is a metric.
 
     Raises:
         UsageError: a value is out of range.
@@ -46,6 +53,8 @@ class MeasuringSettings:
     group_tolerance_percent: float = 10.0
     block_size: int = 20
     raw: bool = False
+    metric: str = "latency"
+    energy_time_s: float = ENERGY_TIME_S
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -54,3 +63,25 @@ class MeasuringSettings:
         check_range("max_remeasurements", self.max_remeasurements, 0, 1000)
         check_range("group_tolerance_percent", self.group_tolerance_percent, 0, 10**6)
         check_range("block_size", self.block_size, 1, 10_000)
+        check_range("energy_time_s", self.energy_time_s, 1, MOST_ENERGY_S)
+        read_metrics(self.metric)
+
+    @property
+    def metrics(self) -> tuple[CampaignMetric, ...]:
+        """Metrics to learn, the leading one first."""
+        return read_metrics(self.metric)
+
+    @property
+    def lead(self) -> CampaignMetric:
+        """Metric that decides what is measured and when the campaign ends."""
+        return self.metrics[0]
+
+    @property
+    def energy_s(self) -> float:
+        """Time per model for its energy, s; 0 if it is no metric."""
+        return self.energy_time_s if ENERGY in self.metrics else 0.0
+
+    @property
+    def measures_memory(self) -> bool:
+        """Whether peak memory is a metric."""
+        return PEAK_MEMORY in self.metrics

@@ -24,11 +24,12 @@ from sqlalchemy.exc import DBAPIError
 from esm_host.arguments import argument
 from esm_host.dataset.database import Database, SqliteFile, detail_of
 from esm_host.dataset.migrations import migrate
-from esm_host.dataset.rows import all_metrics, from_row, plain, to_row
+from esm_host.dataset.rows import all_metrics, energy_of, from_row, plain, to_row
 from esm_host.dataset.schema import (
     AGENT_REFERENCES,
     BLOCKS,
     DEPARTURES,
+    ENERGIES,
     FACTS,
     JUDGEMENTS,
     MEASUREMENTS,
@@ -348,8 +349,19 @@ class Store:
             )
             connection.execute(MEASUREMENTS.insert(), rows)
             self._add_values(connection, result)
+            self._add_energies(connection, result)
             if result.references or result.usual is not None:
                 self._add_references(connection, result)
+
+    def _add_energies(self, connection: sa.Connection, result: BlockResult) -> None:
+        rows = [
+            {"block_id": result.block_id, "position": position, "energy": asdict(measured.energy)}
+            for position, measured in enumerate(result.measurements)
+            if measured.energy is not None
+        ]
+        if rows:
+            ENERGIES.create(connection, checkfirst=True)
+            connection.execute(ENERGIES.insert(), rows)
 
     def _add_values(self, connection: sa.Connection, result: BlockResult) -> None:
         rows = [
@@ -465,9 +477,15 @@ class Store:
                 (row["block_id"], row["position"]): row
                 for row in self._since(connection, VALUES, after)
             }
+            energies = {
+                (row["block_id"], row["position"]): energy_of(row["energy"])
+                for row in self._since(connection, ENERGIES, after)
+            }
             for row in self._since(connection, MEASUREMENTS, after):
                 place = row["block_id"], row["position"]
-                more = {**visits.get(place, {}), **values.get(place, {})}
+                more: dict[str, Any] = {**visits.get(place, {}), **values.get(place, {})}
+                if place in energies:
+                    more["energy"] = energies[place]
                 measurements[row["block_id"]].append(from_row(row["architecture_key"], row, more))
             for row in self._since(connection, AGENT_REFERENCES, after):
                 references[row["block_id"]].append(from_row(row["name"], row))

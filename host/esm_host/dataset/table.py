@@ -27,7 +27,7 @@ class Samples:
 
     Attributes:
         architectures: Architectures, length ``n``.
-        latency_ms: Latencies, ms, shape ``(n,)``.
+        latency_ms: Latencies, ms, shape ``(n,)``; of another metric its values.
         interval: Half-width of the 95 % confidence interval of the log latency of the device at
             any time, shape ``(n,)``. Close to a share of the latency.
     """
@@ -155,10 +155,11 @@ class Figures:
     Attributes:
         architectures: Planned architectures, length ``n``.
         rounds: Rounds that planned them, shape ``(n,)``.
-        latency_ms: Latencies as in :class:`Dataset`, ms, shape ``(n,)``. The median over blocks
-            for a reference; NaN if not measured.
+        latency_ms: Latencies as in :class:`Dataset`, ms, shape ``(n,)``; of another metric its
+            values. The median over blocks for the latency of a reference; NaN if not measured.
         interval: Half-width of the 95 % confidence interval, as a share of the latency, at most
-            :data:`WIDEST`, shape ``(n,)``. 0 for a reference, which many blocks hold.
+            :data:`WIDEST`, shape ``(n,)``. 0 for the latency of a reference, which many blocks
+            hold.
         verdicts: Verdicts, length ``n``; ``"reference"`` for a reference, empty if not measured.
     """
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_host.arguments import argument
+from esm_host.dataset.campaign_metric import LATENCY, CampaignMetric
 from esm_host.dataset.collect import MOST_DEVIATION, RoundQuality
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import REFERENCE_ROUND
@@ -80,9 +81,10 @@ class Outcome:
         converged: Whether the target accuracy was reached.
         reason: Reason of the end, with marked names of arguments.
         dataset: Training set and the models of the last check.
-        predicted_ms: Predictions of the data set by predictors that have not seen them, ms, shape
-            ``(n,)``.
+        predicted_ms: Predictions of the data set by predictors that have not seen them, ms or in
+            the unit of the metric, shape ``(n,)``.
         predictor: Predictor trained on the whole training set.
+        reached: Whether the accuracy reaches the target, checked or not.
     """
 
     converged: bool
@@ -90,6 +92,7 @@ class Outcome:
     dataset: Dataset
     predicted_ms: NDArray[np.float64]
     predictor: Predictor
+    reached: bool
 
 
 class CampaignLoop:
@@ -102,6 +105,7 @@ class CampaignLoop:
         measurements: Measurements of the campaign.
         measurer: Measurement of rounds; None is enough for :meth:`finish`.
         watcher: Receiver of events.
+        metric: Metric that the loop learns.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class CampaignLoop:
         measurements: Measurements,
         measurer: RoundMeasurer | None,
         watcher: LoopWatcher,
+        metric: CampaignMetric = LATENCY,
     ) -> None:
         self._loop = loop
         self._settings = settings
@@ -119,6 +124,7 @@ class CampaignLoop:
         self._measurements = measurements
         self._measurer = measurer
         self._watcher = watcher
+        self._metric = metric
 
     def run(self) -> Outcome:
         """Run or resume the loop until it ends.
@@ -213,7 +219,7 @@ class CampaignLoop:
         """Train and evaluate on all measurements so far."""
         self._watcher.on_training()
         start = time.monotonic()
-        measured = self._measurements.dataset()
+        measured = self._measurements.of(self._metric)
         self._dataset = self._trusted(measured)
         self._tell(self._dataset)
         evaluation = self._loop.evaluation
@@ -230,7 +236,7 @@ class CampaignLoop:
         }
 
     def _tell(self, dataset: Dataset) -> None:
-        """Tell the loop the latencies of everything planned; NaN outside the data set."""
+        """Tell the loop the values of everything planned; NaN outside the data set."""
         values = zip(dataset.latency_ms.tolist(), dataset.interval.tolist(), strict=True)
         known = dict(zip((a.key for a in dataset.architectures), values, strict=True))
         planned = [
@@ -251,10 +257,13 @@ class CampaignLoop:
         dataset = measured.only(self._settings.trusted_verdicts)
         if len(dataset.without(self._journal.held_out())) < 2 * self._settings.folds:
             planned = sum(map(len, self._planned()))
-            failures = self._measurements.table().failures
+            failures = self._measurements.failures(self._metric)
+            what = "could be measured"
+            if self._metric != LATENCY:
+                what = f"have a known {self._metric.title}"
             raise DeviceError(
-                f"{len(measured)} of {planned} architectures could be measured, {len(dataset)} of "
-                f"them with a verdict that {argument('train_on')} accepts: too few to learn from; "
+                f"{len(measured)} of {planned} architectures {what}, {len(dataset)} of them "
+                f"with a verdict that {argument('train_on')} accepts: too few to learn from; "
                 f"first failure: {next(iter(failures.values()), 'none')}"
             )
         return dataset
@@ -262,7 +271,9 @@ class CampaignLoop:
     def _outcome(self, reason: str) -> Outcome:
         loop = self._loop
         predicted_ms = loop.evaluation.predicted_ms
-        return Outcome(loop.converged, reason, self._dataset, predicted_ms, loop.predictor)
+        return Outcome(
+            loop.converged, reason, self._dataset, predicted_ms, loop.predictor, loop.reached
+        )
 
 
 def _bin_json(entry: BinAccuracy) -> dict[str, Any]:

@@ -222,7 +222,7 @@ class Loop:
             UsageError: there are too few latencies to learn from.
         """
         ready = bool(self._told) and not self._waiting()
-        return ready and self._is_final and self._reached and not self._failed_to_check
+        return ready and self._is_final and self.reached and not self._failed_to_check
 
     @property
     def reason(self) -> str:
@@ -374,10 +374,15 @@ class Loop:
         """Whether a reason to stop needs no further check."""
         if self._exhausted or not self._check_size:
             return True
-        return not self._reached and self._to_learn_from >= self._settings.max_models
+        return not self.reached and self._to_learn_from >= self._settings.max_models
 
     @property
-    def _reached(self) -> bool:
+    def reached(self) -> bool:
+        """Whether the accuracy reaches the target, in every bin or overall, checked or not.
+
+        Raises:
+            UsageError: there are too few latencies to learn from.
+        """
         settings = self._settings
         if self._sampler.chooses and len(self._told) < LEAST_ROUNDS * settings.initial:
             return False
@@ -386,9 +391,9 @@ class Loop:
     @property
     def _stop(self) -> str:
         """Reason to stop learning; empty if there is none."""
-        if self._reached and self._failed_to_check:
+        if self.reached and self._failed_to_check:
             return "no model of the check could be measured"
-        if self._reached:
+        if self.reached:
             return "the target accuracy is reached"
         if self._left > 0:
             return ""

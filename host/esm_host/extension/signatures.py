@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from esm_host.arguments import argument
+from esm_host.dataset.campaign_metric import LATENCY
 from esm_host.evaluation.verdict import DEFAULT_PRECISION
 from esm_host.extension.settings import MeasuringSettings, SamplingSettings, Settings
 from esm_host.sampling.bins import depth_range
@@ -63,8 +64,9 @@ def _plateau_signatures(
     brought = f"plateau: {more} more models have brought {gained:+.1f} points"
     asked = settings.spec.precision or DEFAULT_PRECISION
     if interval > _WIDE * asked:
+        values = "latencies" if settings.lead == LATENCY else "values"
         text = (
-            f"{brought}. Their latencies have intervals of ±{100 * interval:.0f} % (median) "
+            f"{brought}. Their {values} have intervals of ±{100 * interval:.0f} % (median) "
             f"instead of ±{100 * asked:g} %: stop other programs on the device; {_QUIETER}"
         )
         return [Signature("noise", text)]

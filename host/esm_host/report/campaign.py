@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from esm_host.campaign.run import Run
+from esm_host.dataset.campaign_metric import LATENCY, CampaignMetric
 from esm_host.evaluation.verdict import Verdict
 from esm_host.extension.settings import Settings
 from esm_host.report import plots
@@ -71,7 +72,7 @@ def campaign_page(run: Run) -> Page:
         facts=list(_key_numbers(run, measurements, accuracy, blocks)),
         sections=[
             Section("next", "What to do next", "", [Steps(list(_next_steps(run, measurements)))]),
-            *_predictions(measurements, run.space),
+            *_predictions(run, measurements),
             *transfer_section(run, measurements),
             *_accuracy(accuracy, settings),
             *_drift(run, blocks),
@@ -113,7 +114,9 @@ def _lead(run: Run, measurements: pd.DataFrame, accuracy: pd.DataFrame) -> str:
     if run.result is None:
         learnt = counted(overall["measured_models"], "model")
         return f"{text}.{_under_way(run)} After {learnt}, others were predicted {error}"
-    return f"{text}. Latencies of other architectures are predicted {error}"
+    lead = run.settings.lead
+    what = "Latencies" if lead == LATENCY else f"Values of {lead.title}"
+    return f"{text}. {what} of other architectures are predicted {error}"
 
 
 def _under_way(run: Run) -> str:
@@ -171,7 +174,7 @@ def _next_steps(run: Run, measurements: pd.DataFrame) -> Iterator[Step]:
             "twice:",
             resume,
         )
-    elif measurements["predicted_ms"].isna().all():
+    elif measurements[settings.lead.predicted].isna().all():
         yield Step("The folder lacks the held-out predictions. Write them:", resume)
     for warning in (run.result or {}).get("warnings", ()):
         yield Step(f"{warning[:1].upper()}{warning[1:]}.")
@@ -218,10 +221,18 @@ def _least_stable(run: Run, measurements: pd.DataFrame) -> str:
 # Predictions
 
 
-def _predictions(measurements: pd.DataFrame, space: SearchSpace) -> Iterator[Section]:
-    predicted = measurements.dropna(subset="error_percent")
+def _predictions(run: Run, measurements: pd.DataFrame) -> Iterator[Section]:
+    for metric in run.settings.metrics:
+        own = plots.of_metric(measurements, metric)
+        yield from _predictions_of(run, metric, own.dropna(subset="error_percent"))
+
+
+def _predictions_of(run: Run, metric: CampaignMetric, predicted: pd.DataFrame) -> Iterator[Section]:
     if predicted.empty:
         return
+    leads, unit = metric == run.settings.lead, metric.shown_unit
+    ending = "" if leads else f"-{metric.name}"
+    title = "" if metric == LATENCY else f" of {metric.title}"
     error = predicted["error_percent"].abs()
     within = (error <= 5).mean()
     summary = (
@@ -232,22 +243,43 @@ def _predictions(measurements: pd.DataFrame, space: SearchSpace) -> Iterator[Sec
     columns = [
         Column("architecture", "architecture"),
         Column("depth", "blocks", 0),
-        Column("latency_ms", "measured (ms)", 4),
+        Column("latency_ms", f"measured ({unit})", 4),
         Column("interval_percent", "± (%)", 1),
-        Column("predicted_ms", "predicted (ms)", 4),
+        Column("predicted_ms", f"predicted ({unit})", 4),
         Column("error_percent", "error (%)", 1),
         Column("verdict", "verdict"),
     ]
-    chart = plots.predicted_against_measured(predicted)
+    chart = plots.predicted_against_measured(predicted, unit)
+    heading = f"Predicted against measured {metric.title}"
     yield Section(
-        "predictions",
-        "Predictions",
-        f"{100 * within:.0f} % of the predictions are within 5 % of the measured latency.",
+        f"predictions{ending}",
+        f"Predictions{title}",
+        f"{100 * within:.0f} % of the predictions are within 5 % of the measured {metric.title}."
+        f"{_outcome(run, metric)}",
         [
-            Figure("predicted", "Predicted against measured latency", summary, chart, columns),
-            *_residuals(predicted, space),
+            Figure(f"predicted{ending}", heading, summary, chart, columns),
+            *(_residuals(predicted, run.space) if leads else _bins(run, metric)),
         ],
     )
+
+
+def _outcome(run: Run, metric: CampaignMetric) -> str:
+    """Return whether a metric that does not lead reaches the target, as a sentence."""
+    about = (run.result or {}).get("metrics", {}).get(metric.name, {})
+    if metric == run.settings.lead or about.get("reached") is None:
+        return ""
+    reaches = "reaches" if about["reached"] else "misses"
+    return f" The predictor {reaches} the target of {run.settings.target_accuracy_percent:g} %."
+
+
+def _bins(run: Run, metric: CampaignMetric) -> Iterator[Table]:
+    """Return the accuracy of a metric by depth, which has no chart by round."""
+    rows = [
+        [Cell(row.bin), _count(row.samples), fixed(row.accuracy_percent)]
+        for row in run.of(metric.name).accuracy().itertuples(index=False)
+    ]
+    caption = f"Accuracy of the predicted {metric.title} by depth"
+    yield Table(f"bins-{metric.name}", caption, ["blocks", "#models", "#accuracy (%)"], rows)
 
 
 def _residuals(predicted: pd.DataFrame, space: SearchSpace) -> Iterator[Figure]:
@@ -584,6 +616,8 @@ def _device_and_settings(run: Run) -> list[Any]:
         parts += [Text(f"{which}, as reported by its agent:"), device_facts(run.result["device"])]
     settings = run.settings.to_json()
     spec = settings.pop("spec")
+    if not run.settings.energy_s:
+        del settings["energy_time_s"]
     if spec["protocol"] == RunOrder.INTERLEAVED.value:
         spec["cache"] = "warm" if spec["long_visits"] else "cold"
     for name in ("references", "seed", "sessions"):  # campaigns have no such options

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from esm_host.atomic import write_bytes
+from esm_host.dataset.campaign_metric import CampaignMetric
 from esm_host.report.page import chart_page
 from esm_host.report.theme import LIGHT, SHAPES, config
 
@@ -44,34 +45,54 @@ ABOVE = alt.Axis(
 """Axis of names that stand above their lines, which leaves room on a phone."""
 
 
-def predicted_against_measured(measurements: pd.DataFrame) -> alt.LayerChart:
+def of_metric(measurements: pd.DataFrame, metric: CampaignMetric) -> pd.DataFrame:
+    """Return measurements with a metric in the place of the latency, in its shown unit.
+
+    Args:
+        measurements: :meth:`Run.measurements`; rows without a value are left out.
+        metric: Metric that the campaign learns.
+    """
+    frame = measurements.dropna(subset=metric.key)
+    names = ("interval_percent", "verdict", "reasons", "error_percent")
+    return frame.assign(
+        latency_ms=metric.shown_factor * frame[metric.key],
+        predicted_ms=metric.shown_factor * frame[metric.predicted],
+        **{name: frame[metric.column(name)] for name in names},
+    )
+
+
+def predicted_against_measured(measurements: pd.DataFrame, unit: str = "ms") -> alt.LayerChart:
     """Return a chart of held-out predictions against measurements, by depth bin.
 
     Args:
-        measurements: :meth:`Run.measurements`; rows without a prediction are left out.
+        measurements: :meth:`Run.measurements`, or those :func:`of_metric`; rows without a
+            prediction are left out.
+        unit: Unit of the values.
     """
     columns = ["architecture", "depth", "bin", "latency_ms", "interval_percent", "predicted_ms"]
     frame = compact(
         measurements.dropna(subset="predicted_ms")[[*columns, "error_percent", "verdict"]]
     )
     ends, scale = latency_scale(frame["latency_ms"], frame["predicted_ms"])
+    ticks = alt.Axis(tickCount=6)
     points = (
         alt.Chart(frame)
         .transform_calculate(
-            latency="format(datum.latency_ms, '.4~g') + ' ms' + (isValid(datum.interval_percent)"
+            latency=f"format(datum.latency_ms, '.4~g') + ' {unit}' + ("
+            "isValid(datum.interval_percent)"
             " ? ' ± ' + format(datum.interval_percent, '.1f') + ' %' : '')",
             error="format(datum.error_percent, '+.1f') + ' %'",
         )
         .mark_point()
         .encode(
-            alt.X("latency_ms:Q", title="measured (ms)", scale=scale, axis=alt.Axis(tickCount=6)),
-            alt.Y("predicted_ms:Q", title="predicted, held-out (ms)", scale=scale),
+            alt.X("latency_ms:Q", title=f"measured ({unit})", scale=scale, axis=ticks),
+            alt.Y("predicted_ms:Q", title=f"predicted, held-out ({unit})", scale=scale),
             *_by_depth(frame, symbolOpacity=1),
             tooltip=[
                 alt.Tooltip("architecture:N"),
                 alt.Tooltip("depth:Q", title="blocks"),
                 alt.Tooltip("latency:N", title="measured"),
-                alt.Tooltip("predicted_ms:Q", title="predicted (ms)", format=".4~g"),
+                alt.Tooltip("predicted_ms:Q", title=f"predicted ({unit})", format=".4~g"),
                 alt.Tooltip("error:N"),
                 alt.Tooltip("verdict:N"),
             ],

@@ -32,7 +32,7 @@ from esm_host.report.page import (
 )
 from esm_host.report.search_numbers import accuracy, deviations, progress, reduction
 from esm_host.report.settings import setting_facts
-from esm_host.search.latency import AT_MOST, LATENCY, quantity
+from esm_host.search.latency import AT_MOST, LATENCY, bounded_by, bounds_of, quantity
 from esm_host.search.problem import Limit, quantities_of
 from esm_host.search.record import INTERVAL, VERDICT, SearchRecord
 
@@ -274,7 +274,7 @@ def _predicted_front(
     axes: tuple[str, str],
     index: int,
 ) -> Figure:
-    at_most = axes[0].replace(LATENCY, AT_MOST)
+    at_most = bounds_of(axes[0])
     predicted = pd.DataFrame(
         {
             "architecture": front["architecture"],
@@ -312,17 +312,18 @@ def _columns(axes: tuple[str, str], between: Column) -> list[Column]:
 
 
 def _pairs(record: SearchRecord) -> list[tuple[str, str]]:
-    """Return every device's latency with every other objective."""
+    """Return every device's latency, energy and memory with every other objective."""
     latencies = [quantity(LATENCY, device) for device in record.devices]
     others = [o.name for o in record.objectives if o.name not in latencies]
     if not others:
         others, latencies = (latencies[1:] or ["flops"]), latencies[:1]
-    return [(latency, other) for other in others for latency in latencies]
+    measured = [name for name in others if bounds_of(name) != name]
+    pairs = [(latency, other) for other in others for latency in latencies]
+    return [*pairs, *((x, y) for y in others if y not in measured for x in measured)]
 
 
 def _limits_note(record: SearchRecord) -> str:
-    latency = any(LATENCY in limit.name or AT_MOST in limit.name for limit in record.limits)
-    if not latency:
+    if all(bounded_by(limit.name) == limit.name for limit in record.limits):
         return ""
     share = 100 * record.settings.probability
     return f" The dashed line is the limit, kept with {share:g} % probability."
@@ -594,7 +595,7 @@ def _limits(record: SearchRecord) -> str:
 
 
 def _limit(limit: Limit) -> str:
-    name = limit.name.replace(AT_MOST, LATENCY)
+    name = bounded_by(limit.name)
     how = "at least" if limit.at_least else "at most"
     counted = plots.is_counted(name)
     value = _value(name, limit.value) if counted else f"{limit.value:g} {plots.unit(name)}".strip()
@@ -610,7 +611,7 @@ def _counted(name: str, value: float | None) -> Cell:
     """Return a number, with a unit prefix if it is a count."""
     if value is None or not math.isfinite(value) or not plots.is_counted(name):
         return number(value)
-    if name == plots.MEMORY:
+    if plots.unit(name) == "bytes":
         return Cell(bytes_text(value), float(value))
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
@@ -632,5 +633,9 @@ def _others(record: SearchRecord, frame: pd.DataFrame) -> list[str]:
     """Return the quantities besides the latencies, those of the search first."""
     asked = quantities_of(record.objectives, record.limits)
     present = [name for name in frame if name not in ("key", "architecture", "depth")]
-    names = dict.fromkeys([*asked, *present])
-    return [name for name in names if name.rpartition(".")[2] not in (LATENCY, AT_MOST)]
+    names = dict.fromkeys([*(bounded_by(name) for name in asked), *present])
+    return [
+        name
+        for name in names
+        if name in frame and name.rpartition(".")[2] != LATENCY and bounded_by(name) == name
+    ]

@@ -13,8 +13,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from esm_host.dataset.campaign_metric import ENERGY, PEAK_MEMORY
 from esm_host.report.plots import compact, layered, level
-from esm_host.search.latency import AT_MOST, LATENCY
+from esm_host.search.latency import AT_MOST, ENERGY_DELAY, LATENCY, bounded_by
 from esm_host.search.problem import Limit
 
 FRONT, DOMINATED, OWN = (
@@ -26,9 +27,28 @@ PREDICTED = "predicted"
 """Kinds of architectures in a chart."""
 
 MEMORY = "memory_bytes"
-_TITLES = {LATENCY: "latency", AT_MOST: "latency at most", "flops": "FLOPs", MEMORY: "memory"}
-_UNITS = {LATENCY: "ms", AT_MOST: "ms", MEMORY: "bytes"}
-_COUNTED = ("flops", "parameters", MEMORY)
+_TITLES = {
+    LATENCY: "latency",
+    AT_MOST: "latency at most",
+    "flops": "FLOPs",
+    MEMORY: "memory",
+    ENERGY.key: "energy",
+    ENERGY_DELAY: "energy-delay product",
+    ENERGY.at_most: "energy at most",
+    PEAK_MEMORY.key: "peak memory",
+    PEAK_MEMORY.at_most: "peak memory at most",
+}
+_UNITS = {
+    LATENCY: "ms",
+    AT_MOST: "ms",
+    MEMORY: "bytes",
+    ENERGY.key: ENERGY.unit,
+    ENERGY_DELAY: "µJ s",
+    ENERGY.at_most: ENERGY.unit,
+    PEAK_MEMORY.key: PEAK_MEMORY.unit,
+    PEAK_MEMORY.at_most: PEAK_MEMORY.unit,
+}
+_COUNTED = ("flops", "parameters", MEMORY, PEAK_MEMORY.key, PEAK_MEMORY.at_most)
 
 
 def title(name: str, unit: bool = True) -> str:
@@ -45,7 +65,7 @@ def unit(name: str) -> str:
 
 def is_counted(name: str) -> bool:
     """Return whether a quantity is a count, shown in millions."""
-    return name in _COUNTED
+    return name.rpartition(".")[2] in _COUNTED
 
 
 def verified_front(
@@ -274,7 +294,7 @@ def _stairs(frame: pd.DataFrame, what: str, dash: list[int]) -> alt.Chart:
 def _rules(axes: tuple[str, str], limits: Sequence[Limit], x: alt.X, y: alt.Y) -> list[alt.Chart]:
     rules = []
     for limit in limits:
-        shown = limit.name.replace(AT_MOST, LATENCY)
+        shown = bounded_by(limit.name)
         if shown in axes:
             frame = pd.DataFrame({"xy"[axes.index(shown)]: [limit.value]})
             encoded = x if shown == axes[0] else y

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from esm_host.campaign.run import Run
+from esm_host.dataset.campaign_metric import CampaignMetric
 from esm_host.encoding.sources import GROUP
 from esm_host.report.page import (
     Cell,
@@ -20,6 +21,7 @@ from esm_host.report.page import (
     fixed,
     plural,
 )
+from esm_host.report.plots import of_metric
 from esm_host.report.transfer_plots import held_out_predictions
 from esm_host.transfer import DEFAULT
 from esm_host.transfer.held_out import learnt_by, use_of_sources
@@ -42,7 +44,8 @@ def transfer_section(run: Run, measurements: pd.DataFrame) -> Iterator[Section]:
     figures = (run.result or {}).get("transfer")
     if figures is None:
         return
-    parts = [*_held_out(figures, measurements), *_sources(run)]
+    metric = run.settings.lead
+    parts = [*_held_out(figures, of_metric(measurements, metric), metric), *_sources(run)]
     yield Section("transfer", "Transfer", _benefit(figures), parts)
 
 
@@ -111,7 +114,9 @@ def _benefit(figures: dict[str, Any]) -> str:
     )
 
 
-def _held_out(figures: dict[str, Any], measurements: pd.DataFrame) -> Iterator[Figure | Text]:
+def _held_out(
+    figures: dict[str, Any], measurements: pd.DataFrame, metric: CampaignMetric
+) -> Iterator[Figure | Text]:
     if "spearman" not in figures:
         yield Text("No models were held out to judge the predictions.")
         return
@@ -127,21 +132,22 @@ def _held_out(figures: dict[str, Any], measurements: pd.DataFrame) -> Iterator[F
     if frame.empty:
         yield Text(summary)
         return
+    unit = metric.shown_unit
     if not frame["covered"].all():
         summary += " The others are triangles."
     yield Figure(
         "held-out",
-        "Held-out models, predicted against measured latency",
+        f"Held-out models, predicted against measured {metric.title}",
         f"{summary} The dashed line marks perfect predictions. The final predictor is fitted to "
         f"all {counted(figures['samples'] + count, 'model')}.",
-        held_out_predictions(frame),
+        held_out_predictions(frame, unit),
         [
             Column("architecture", "architecture"),
-            Column("latency_ms", "measured (ms)", 4),
+            Column("latency_ms", f"measured ({unit})", 4),
             Column("interval_percent", "± (%)", 1),
-            Column("predicted_ms", "predicted (ms)", 4),
-            Column("low_ms", "90 % interval from (ms)", 4),
-            Column("high_ms", "to (ms)", 4),
+            Column("predicted_ms", f"predicted ({unit})", 4),
+            Column("low_ms", f"90 % interval from ({unit})", 4),
+            Column("high_ms", f"to ({unit})", 4),
             Column("error_percent", "error (%)", 1),
             Column("within", "within the interval"),
         ],
@@ -154,7 +160,7 @@ def _sources(run: Run) -> Iterator[Table]:
         return
     yield Table(
         "sources",
-        "Rank correlation of each source's predictions with the latencies measured here, and its "
+        "Rank correlation of each source's predictions with the values measured here, and its "
         "95 % confidence interval: 1 is the same order, 0 is none",
         ["source", "#rank correlation", "#interval from", "#to"],
         [

@@ -54,7 +54,7 @@ class ProxySearch:
         settings, run = self._settings, self._run
         measured = run.measurements()
         own = set(measured.loc[measured["round"] >= 0, "architecture_key"])
-        architectures = [a for a in run.dataset().architectures if a.key in own]
+        architectures = [a for a in run.of("latency").dataset().architectures if a.key in own]
         count = len(own) + _MOST_SAMPLES
         drawn = run.sample(count, "random", settings.seed, settings.contexts)
         codes = run.space.encode(architectures)
@@ -80,7 +80,7 @@ def _proxy(settings: SearchSettings, run: Run) -> Source:
         )
     if len(sources) == 1:
         return sources[0]
-    measured = run.dataset().only(run.settings.trusted_verdicts)
+    measured = run.of("latency").dataset().only(run.settings.trusted_verdicts)
     nearest = ProxyPredictor().learn(sources)
     nearest.adapt(run.space.encode(measured.architectures), measured.latency_ms)
     return next(source for source in sources if source.name == nearest.proxy_)

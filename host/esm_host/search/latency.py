@@ -1,21 +1,26 @@
-"""Latency on one device as a quantity to search by."""
+"""Latency, energy and memory on one device as quantities to search by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.stats import norm
 
+from esm_host.dataset import campaign_metric as metrics
+from esm_host.dataset.campaign_metric import CampaignMetric
 from esm_host.search.front import Floats
 from esm_host.search.genes import RowIndex
+from esm_host.search.problem import Measure
 from esm_models.space import Codes
 
 Predict = Callable[[Codes, float], tuple[Floats, Floats]]
 """Function from codes and a probability to latencies and their upper bounds, ms, ``(n,)`` each."""
 
-LATENCY, AT_MOST = "latency_ms", "latency_at_most_ms"
-"""Names of the quantities. With several devices: ``DEVICE.latency_ms``."""
+LATENCY, AT_MOST = metrics.LATENCY.key, metrics.LATENCY.at_most
+"""Names of the latency and its bound. With several devices: ``DEVICE.latency_ms``."""
+ENERGY_DELAY = "energy_delay_uj_s"
+"""Name of the energy-delay product, in microjoule seconds."""
 
 
 def quantity(name: str, device: str = "") -> str:
@@ -23,11 +28,25 @@ def quantity(name: str, device: str = "") -> str:
     return f"{device}.{name}" if device else name
 
 
+def bounds_of(name: str) -> str:
+    """Return the name of the quantity with the upper bounds of another; its own without any."""
+    device, dot, plain = name.rpartition(".")
+    known = {each.key: each.at_most for each in metrics.CAMPAIGN_METRICS.values()}
+    return f"{device}{dot}{known.get(plain, plain)}"
+
+
+def bounded_by(name: str) -> str:
+    """Return the name of the quantity that another one bounds; its own if it bounds none."""
+    device, dot, plain = name.rpartition(".")
+    known = {each.at_most: each.key for each in metrics.CAMPAIGN_METRICS.values()}
+    return f"{device}{dot}{known.get(plain, plain)}"
+
+
 def measured_at_most(latency_ms: Floats, interval: Floats, probability: float) -> Floats:
     """Return upper bounds of measured latencies at a probability, ``(n,)``.
 
     Args:
-        latency_ms: Measured latencies, ms, ``(n,)``.
+        latency_ms: Measured latencies, ms, or values of another metric, ``(n,)``.
         interval: Half-width of the 95 % confidence interval of their logarithms, ``(n,)``.
         probability: Probability that a latency is at most the bound.
     """
@@ -36,10 +55,10 @@ def measured_at_most(latency_ms: Floats, interval: Floats, probability: float) -
 
 
 class LatencyMeasure:
-    """Measure of the latency and its upper bound: measured where known, else predicted.
+    """Measure of a metric and its upper bound: measured where known, else predicted.
 
-    The quantities are :data:`LATENCY` and :data:`AT_MOST`. With a probability below a half, the
-    search is optimistic: a predicted latency is then at most its bound.
+    The quantities of the latency are :data:`LATENCY` and :data:`AT_MOST`. With a probability below
+    a half, the search is optimistic: a predicted latency is then at most its bound.
 
     Args:
         predict: Predictor of architectures that were not measured.
@@ -48,6 +67,7 @@ class LatencyMeasure:
         at_most_ms: Upper bounds of these, ms, ``(m,)``; NaN where the measurement failed.
         probability: Probability that a latency is at most its bound.
         device: Name of the device if there are several.
+        metric: The metric; arguments of another one than the latency have its unit.
     """
 
     def __init__(
@@ -58,13 +78,14 @@ class LatencyMeasure:
         at_most_ms: Floats,
         probability: float,
         device: str = "",
+        metric: CampaignMetric = metrics.LATENCY,
     ) -> None:
         self._predict = predict
         self._measured = np.stack([latency_ms, at_most_ms])
         self._rows = RowIndex(codes)
         self._probability = probability
         self._optimistic = probability < 0.5
-        self._names = quantity(LATENCY, device), quantity(AT_MOST, device)
+        self._names = quantity(metric.key, device), quantity(metric.at_most, device)
 
     def __call__(self, codes: Codes) -> Mapping[str, Floats]:
         expected, at_most = self._predict(codes, self._probability)
@@ -73,3 +94,25 @@ class LatencyMeasure:
         there = rows >= 0
         found[:, there] = self._measured[:, rows[there]]
         return dict(zip(self._names, found, strict=True))
+
+
+class DeviceMeasure:
+    """Measure of all metrics of one device, and of its energy-delay product.
+
+    Args:
+        parts: Measures of the metrics.
+        device: Name of the device if there are several.
+    """
+
+    def __init__(self, parts: Sequence[Measure], device: str = "") -> None:
+        self._parts = parts
+        self._device = device
+
+    def __call__(self, codes: Codes) -> Mapping[str, Floats]:
+        found: dict[str, Floats] = {}
+        for part in self._parts:
+            found.update(part(codes))
+        latency, energy = (quantity(n, self._device) for n in (LATENCY, metrics.ENERGY.key))
+        if energy in found:
+            found[quantity(ENERGY_DELAY, self._device)] = found[latency] * found[energy]
+        return found

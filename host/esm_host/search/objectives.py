@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from esm_host.arguments import argument
 from esm_host.dataset.benchmarks import codes_of
+from esm_host.dataset.campaign_metric import CAMPAIGN_METRICS
 from esm_host.encoding import make_encoder
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.parallel import map_unordered
 from esm_host.plugins import read_module
 from esm_host.search.front import Floats
 from esm_host.search.genes import keys
-from esm_host.search.latency import LATENCY
+from esm_host.search.latency import ENERGY_DELAY, LATENCY, quantity
 from esm_host.search.problem import Measure, Objective
 from esm_host.search.table import TableMeasure
 from esm_host.sources.columns import read_frame
@@ -41,6 +42,12 @@ COUNTED = {
 }
 """Quantities counted from the network, by the names that users give."""
 
+MEASURED = {
+    **{name: metric.key for name, metric in CAMPAIGN_METRICS.items()},
+    "energy_delay": ENERGY_DELAY,
+}
+"""Quantities of every device, by the names that users give. They are minimised."""
+
 _WAYS = {"min": False, "max": True}
 _PARTS = 4  # per process, so that the processes finish at about the same time
 
@@ -50,7 +57,7 @@ class ObjectiveSpec:
     """Objective as given by the user.
 
     Attributes:
-        name: ``"latency"``, a key of :data:`COUNTED`, or a name of the user's own.
+        name: A key of :data:`MEASURED` or :data:`COUNTED`, or a name of the user's own.
         source: Source of a user's own quantity, else ``""``.
         maximise: Whether larger is better.
     """
@@ -61,25 +68,32 @@ class ObjectiveSpec:
 
     @property
     def quantity(self) -> str:
-        """Name of the quantity; each device has its own latency."""
-        return COUNTED.get(self.name, self.name)
+        """Name of the quantity, without the device."""
+        if self.source:
+            return self.name
+        return {**MEASURED, **COUNTED}[self.name]
 
-    def objectives(self, latencies: Sequence[str]) -> list[Objective]:
-        """Return the objectives; the latency becomes one objective per device.
+    @property
+    def is_measured(self) -> bool:
+        """Whether each device has its own value."""
+        return not self.source and self.name in MEASURED
+
+    def objectives(self, devices: Sequence[str]) -> list[Objective]:
+        """Return the objectives; what is measured becomes one objective per device.
 
         Args:
-            latencies: Names of the devices' latencies.
+            devices: Prefixes of the devices' quantities.
         """
-        if self.name == "latency":
-            return [Objective(name) for name in latencies]
+        if self.is_measured:
+            return [Objective(quantity(self.quantity, device)) for device in devices]
         return [Objective(self.quantity, self.maximise)]
 
 
 def parse_objective(text: str) -> ObjectiveSpec:
-    """Parse ``latency``, ``flops``, ``params``, ``memory`` or ``NAME=SOURCE``.
+    """Parse a key of :data:`MEASURED` or :data:`COUNTED`, or ``NAME=SOURCE``.
 
-    ``:min`` or ``:max`` may follow. By default counted quantities are minimised and users' own
-    quantities are maximised.
+    ``:min`` or ``:max`` may follow. By default users' own quantities are maximised and all
+    others are minimised.
 
     Raises:
         UsageError: the text is none of these.
@@ -90,19 +104,21 @@ def parse_objective(text: str) -> ObjectiveSpec:
         rest, way = (source if equals else name), "max" if equals else "min"
     name = name.strip() if equals else rest.strip()
     source = rest.strip() if equals else ""
-    known = ("latency", *COUNTED)
-    if equals and (not source or not name.isidentifier() or name in known or name == LATENCY):
+    known = (*MEASURED, *COUNTED)
+    taken = ("latency", LATENCY, *COUNTED)
+    if equals and (not source or not name.isidentifier() or name in taken):
         raise UsageError(
             f"{argument('objectives')} '{text}': give a NAME of your own and its source, as "
             "accuracy=table.parquet:COLUMN, accuracy=a.py:FUNCTION or accuracy=a.onnx:ENCODING"
         )
     if not equals and name not in known:
-        choices = "choose latency, flops, params, memory, or NAME=SOURCE, as "
+        choices = "choose latency, energy, peak_memory, energy_delay, flops, params, memory, or "
+        choices += "NAME=SOURCE, as "
         choices += "accuracy=table.parquet:COLUMN"
         refused = unknown("objective", name, known, choices=choices)
         raise UsageError(f"{argument('objectives')}: {refused}")
-    if name == "latency" and _WAYS[way]:
-        raise UsageError(f"{argument('objectives')} '{text}': latency is minimised, write latency")
+    if not equals and name in MEASURED and _WAYS[way]:
+        raise UsageError(f"{argument('objectives')} '{text}': {name} is minimised, write {name}")
     return ObjectiveSpec(name, source, _WAYS[way])
 
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run, load_run
+from esm_host.dataset.campaign_metric import ENERGY, CampaignMetric
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.search.costs import NetworkCost
 from esm_host.search.front import Floats, nondominated
-from esm_host.search.latency import AT_MOST, LATENCY, measured_at_most, quantity
+from esm_host.search.latency import ENERGY_DELAY, LATENCY, measured_at_most, quantity
 from esm_host.search.objectives import COUNTED, read_measure
 from esm_host.search.problem import Limit, Objective, Problem, quantities_of
 from esm_host.search.settings import SearchFolder, SearchSettings
@@ -92,7 +93,8 @@ class SearchRecord:
             return self._frame(self.result["results"])
         measured = self.measured()
         kept = measured[measured["on_front"]].drop(columns=["excess", "round", "on_front"])
-        own = [quantity(n, device) for device in self.devices for n in (INTERVAL, VERDICT)]
+        both = [m.column(n) for m in self.settings.metrics for n in (INTERVAL, VERDICT)]
+        own = [quantity(n, device) for device in self.devices for n in both]
         return kept.drop(columns=own).sort_values(self.objectives[0].name, ignore_index=True)
 
     def predicted(self) -> pd.DataFrame:
@@ -164,7 +166,8 @@ class SearchRecord:
             for number, each in enumerate(self.rounds, start=1)
             for row in each["chosen"]
         }
-        known = [_known(run, rounds, self.settings.probability) for run in self.runs]
+        metrics, share = self.settings.metrics, self.settings.probability
+        known = [_known(run, rounds, share, metrics) for run in self.runs]
         by_key = dict(zip(known[0]["key"], known[0]["value"], strict=True))
         frames = [
             own.drop(columns="value").rename(
@@ -178,6 +181,10 @@ class SearchRecord:
         there = self.space.in_contexts(codes)
         architectures = [each for each, kept in zip(architectures, there, strict=True) if kept]
         frame, codes = frame[there].reset_index(drop=True), codes[there]
+        for device in self.devices:
+            if (energy := quantity(ENERGY.key, device)) in frame:
+                latency_ms = frame[quantity(LATENCY, device)]
+                frame[quantity(ENERGY_DELAY, device)] = latency_ms * frame[energy]
         frame = frame.assign(
             architecture=[a.to_text() for a in architectures],
             depth=[a.depth for a in architectures],
@@ -218,11 +225,12 @@ class SearchRecord:
         return [*rounds, *(self.result or {}).get("results", [])]
 
     def _frame(self, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-        latencies = [quantity(n, device) for device in self.devices for n in (LATENCY, AT_MOST)]
+        both = [n for m in self.settings.metrics for n in (m.key, m.at_most)]
+        measured = [quantity(n, device) for device in self.devices for n in both]
         asked = quantities_of(self.objectives, self.limits)
         others = [name for row in rows[:1] for name in row if name not in _NO_QUANTITY]
         others = others if rows else [*COUNTED.values()]
-        names = dict.fromkeys([*latencies, *asked, *others])
+        names = dict.fromkeys([*measured, *asked, *others])
         return pd.DataFrame(
             {
                 "key": pd.Series([row["key"] for row in rows], dtype=object),
@@ -292,25 +300,29 @@ def load_search(path: str | Path) -> SearchRecord:
     return record
 
 
-def _known(run: Run, chosen: Collection[str], probability: float) -> pd.DataFrame:
+def _known(
+    run: Run, chosen: Collection[str], probability: float, metrics: Sequence[CampaignMetric]
+) -> pd.DataFrame:
     """Return the measurements of a campaign's device, including reference models.
 
     Measurements after those of this search are left out. Columns: ``key``, ``value`` (the
-    architecture), ``latency_ms``, ``latency_at_most_ms``, ``interval_percent``, ``verdict``.
+    architecture), ``latency_ms``, ``latency_at_most_ms``, ``interval_percent``, ``verdict``; of
+    another metric the same, such as ``energy_verdict``.
     """
-    figures = run.figures()
-    at_most_ms = measured_at_most(figures.latency_ms, figures.interval, probability)
+    views = [(metric, run.of(metric.name).figures()) for metric in metrics]
+    figures = views[0][1]
     frame = pd.DataFrame(
         {
             "key": [a.key for a in figures.architectures],
             "value": figures.architectures,
             "round": figures.rounds,
-            LATENCY: figures.latency_ms,
-            AT_MOST: at_most_ms,
-            INTERVAL: 100 * figures.interval,
-            VERDICT: figures.verdicts,
         }
     )
+    for metric, own in views:
+        frame[metric.key] = own.latency_ms
+        frame[metric.at_most] = measured_at_most(own.latency_ms, own.interval, probability)
+        frame[metric.column(INTERVAL)] = 100 * own.interval
+        frame[metric.column(VERDICT)] = own.verdicts
     # Searches number their rounds downwards: smaller numbers belong to later searches.
     last = frame.loc[frame["key"].isin(chosen), "round"].min()
     frame = frame[~(frame["round"] < last)].drop(columns="round")

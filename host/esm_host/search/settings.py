@@ -12,15 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from esm_host.arguments import argument
+from esm_host.dataset.campaign_metric import CAMPAIGN_METRICS, ENERGY, CampaignMetric
 from esm_host.errors import DatasetError, UsageError
-from esm_host.search.latency import AT_MOST, LATENCY, quantity
+from esm_host.search.latency import AT_MOST, ENERGY_DELAY, LATENCY, bounded_by, quantity
 from esm_host.search.objectives import COUNTED, ObjectiveSpec, parse_objective
 from esm_host.search.problem import Limit, Objective
 from esm_host.typed import check_fields
 from esm_protos.plugins import absolute
 from esm_protos.text import counted
 
-_LIMIT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
+_LIMIT = re.compile(r"\s*(.+?)\s*(<=|>=)\s*([-+0-9.eE]+)\s*")
+_LIMITED = {
+    name: metric
+    for metric in CAMPAIGN_METRICS.values()
+    if metric.key != LATENCY
+    for name in (metric.key, metric.name)
+}
+"""Metrics that ``limits`` bounds, by the names that users give."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,9 @@ class SearchSettings:
             maximised, as a stand-in for accuracy.
         max_latency_ms: Latency limit, ms: one for all devices or one per device. Empty for the
             whole front.
-        limits: Limits of other quantities, such as ``"flops<=3e8"`` or ``"accuracy>=70"``.
+        limits: Limits of other quantities, such as ``"flops<=3e8"``, ``"accuracy>=70"`` or
+            ``"energy_mj<=5"``. One of a metric holds on all devices; ``"pi4.energy_mj<=5"`` names
+            one.
         method: Search method (:func:`~esm_host.search.methods.make_method`); None for the default.
             A path becomes absolute.
         proxy: Source of a proxy device (:func:`esm_host.sources.registry.load`). Its predictor
@@ -43,7 +53,7 @@ class SearchSettings:
             campaigns' predictors.
         measure: Largest number of architectures to measure; 0 returns predictions.
         batch: Number of architectures measured per round.
-        probability: Probability that a result keeps ``max_latency_ms``.
+        probability: Probability that a result keeps ``max_latency_ms``, and the limits of metrics.
         seed: Random seed.
         contexts: Value of each context in which architectures are searched, by name. A context of
             which the campaigns drew one value may be left out.
@@ -95,7 +105,13 @@ class SearchSettings:
                 f"{argument('proxy')} needs one campaign and {argument('measure')} 1 or more: "
                 "the proxy stands for one device whose front is measured"
             )
-        names = [spec.name for spec in self.objective_specs]
+        if self.proxy and len(self.metrics) > 1:
+            raise UsageError(
+                f"{argument('proxy')} predicts latencies only: leave out objectives and limits of "
+                f"{self.metrics[1].title}"
+            )
+        specs = self.objective_specs
+        names = [spec.quantity if spec.is_measured else spec.name for spec in specs]
         if len(set(names)) < len(names):
             raise UsageError("an objective is given twice: give each once")
         for text in self.limits:
@@ -116,10 +132,21 @@ class SearchSettings:
     @property
     def all_objectives(self) -> list[Objective]:
         """Objectives, the devices' latencies first."""
-        latencies = [quantity(LATENCY, device) for device in self.devices]
         return [
-            objective for spec in self.objective_specs for objective in spec.objectives(latencies)
+            objective
+            for spec in self.objective_specs
+            for objective in spec.objectives(self.devices)
         ]
+
+    @property
+    def metrics(self) -> list[CampaignMetric]:
+        """Metrics that objectives and limits are of, the latency first."""
+        names = {LATENCY, *(objective.name.rpartition(".")[2] for objective in self.all_objectives)}
+        names |= {bounded_by(limit.name).rpartition(".")[2] for limit in self.all_limits}
+        if ENERGY_DELAY in names:
+            names.add(ENERGY.key)
+        own = {spec.name for spec in self.objective_specs if spec.source}
+        return [m for m in CAMPAIGN_METRICS.values() if m.key in names - own]
 
     @property
     def all_limits(self) -> list[Limit]:
@@ -132,26 +159,35 @@ class SearchSettings:
             Limit(quantity(AT_MOST, device), value)
             for device, value in zip(devices if each else (), each, strict=True)
         ]
-        return found + [self._limit(text) for text in self.limits]
+        return found + [limit for text in self.limits for limit in self._limit(text)]
 
-    def _limit(self, text: str) -> Limit:
+    def _limit(self, text: str) -> list[Limit]:
+        """Return a limit; of a metric one for each device."""
+        own = {spec.name: spec.quantity for spec in self.objective_specs if spec.source}
+        known = {**COUNTED, **own}
         match = _LIMIT.fullmatch(text)
-        known = {**COUNTED, **{spec.name: spec.quantity for spec in self.objective_specs}}
-        known.pop("latency", None)
+        name, sign, number = match.groups() if match else ("", "", "0")
+        device, _, plain = name.rpartition(".")
+        metric = None if name in known else _LIMITED.get(plain)
+        devices = [each for each in self.devices if device in ("", each)]
         try:
-            name, sign, number = match.groups() if match else ("", "", "")
-            limit = Limit(known[name], float(number), operator.eq(sign, ">="))
+            value = float(number)
+            names = [quantity(metric.at_most, d) for d in devices] if metric else [known[name]]
         except (KeyError, ValueError):
+            names = []
+        if not names:
             hint = (
                 f"; limit the latency by {argument('max_latency_ms')}" if "latency" in text else ""
             )
             raise UsageError(
                 f"{argument('limits')} '{text}': give NAME<=NUMBER or NAME>=NUMBER of "
-                f"{', '.join(known)}{hint}"
-            ) from None
-        if not math.isfinite(limit.value):
+                f"{', '.join([*known, *(m.key for m in dict.fromkeys(_LIMITED.values()))])}{hint}"
+            )
+        if not math.isfinite(value):
             raise UsageError(f"{argument('limits')} '{text}': give a finite number")
-        return limit
+        if metric and sign == ">=":
+            raise UsageError(f"{argument('limits')} '{text}': {name} has an upper limit, write <=")
+        return [Limit(each, value, operator.eq(sign, ">=")) for each in names]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

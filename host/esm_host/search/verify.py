@@ -31,7 +31,9 @@ class Site(Protocol):
         """Return the architectures measured so far, ``(m, *code_shape)``."""
 
     def latency(self, probability: float) -> Measure:
-        """Return the latencies by all measurements so far, with bounds at the probability.
+        """Return the latencies, and other metrics of the search, by all measurements so far.
+
+        Their bounds hold with the probability.
 
         See :class:`~esm_host.search.latency.LatencyMeasure`.
         """

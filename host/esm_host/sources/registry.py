@@ -373,7 +373,7 @@ def _campaign(path: Path) -> Source:
 
 
 def _measured(run: Run) -> Dataset:
-    return run.dataset().only(run.settings.trusted_verdicts)
+    return run.of("latency").dataset().only(run.settings.trusted_verdicts)
 
 
 def _may_be(path: Path, space: SearchSpace | None) -> bool:

@@ -125,9 +125,15 @@ class Change:
         return [change for change in self.metrics if change.over_limit]
 
     @property
+    def metrics_regressed(self) -> list[MetricChange]:
+        """Changes of metrics that are surely worse than tolerated."""
+        return [change for change in self.metrics if change.regressed]
+
+    @property
     def is_regression(self) -> bool:
-        """Whether the model became slower or fails, or a limit is exceeded."""
-        return self.outcome.is_regression or self.over_limit or bool(self.metrics_over_limit)
+        """Whether the model became slower or fails, takes more energy, or exceeds a limit."""
+        metrics = self.metrics_over_limit or self.metrics_regressed
+        return self.outcome.is_regression or self.over_limit or bool(metrics)
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,7 @@ class Comparison:
         }
         over = f", over its limit of {change.limit_ms:g} ms" if change.over_limit else ""
         over += "".join(f", {each.over_text}" for each in change.metrics_over_limit)
+        over += "".join(f", {each.regressed_text}" for each in change.metrics_regressed)
         changed = " (another file)" if change.model_changed else ""
         return words[change.outcome] + over + changed
 
@@ -318,7 +325,9 @@ def compare(
         changes = tuple(
             replace(
                 judge.change(of[:count], of[count:]),
-                metrics=metric_changes(metrics, of[:count], of[count:], limits or {}),
+                metrics=metric_changes(
+                    metrics, of[:count], of[count:], limits or {}, confidence, tolerance_percent
+                ),
             )
             for of in results
         )

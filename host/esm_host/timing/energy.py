@@ -7,9 +7,6 @@ import math
 from esm_host.arguments import argument
 from esm_protos.messages import DeviceInfo, Energy
 
-ENERGY_TIME_S = 40.0
-"""Default time per model."""
-
 
 def has_energy_sensor(device: DeviceInfo) -> bool:
     """Return whether a device has a sensor of energy that works."""

@@ -1,8 +1,9 @@
-"""Changes and limits of metrics other than latency, without intervals."""
+"""Changes and limits of metrics other than latency; an energy has an interval."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,8 +11,9 @@ from typing import Any, Self
 from esm_host.arguments import argument
 from esm_host.errors import UsageError
 from esm_host.timing.metrics import Json, metrics_of, value_of
-from esm_protos.metrics import KNOWN, LATENCY, Better, Metric
+from esm_protos.metrics import INTERVALS, KNOWN, LATENCY, Better, Metric
 from esm_protos.nearest import unknown
+from esm_protos.statistics import t_quantile
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,17 @@ class MetricChange:
         base: Mean over the base timings; None if no timing has a value.
         new: Mean over the new timings; None if no timing has a value.
         limit: Limit on the new value; None if none is given.
+        interval_percent: Confidence interval of the change, percent; None for a metric without
+            intervals, and where a value has none.
+        regressed: Whether the change is surely worse than tolerated.
     """
 
     metric: Metric
     base: float | None
     new: float | None
     limit: float | None = None
+    interval_percent: tuple[float, float] | None = None
+    regressed: bool = False
 
     @property
     def change_percent(self) -> float | None:
@@ -49,7 +56,10 @@ class MetricChange:
         """Both values as text: ``104 MB to 131 MB (+26.0 %)``."""
         ends = ("none" if v is None else self.metric.text(v) for v in (self.base, self.new))
         percent = self.change_percent
-        return " to ".join(ends) + ("" if percent is None else f" ({percent:+.1f} %)")
+        change = "" if percent is None else f" ({percent:+.1f} %)"
+        if self.interval_percent is not None:
+            change = " ({:+.1f} %, {:+.1f} to {:+.1f} %)".format(percent, *self.interval_percent)
+        return " to ".join(ends) + change
 
     @property
     def over_text(self) -> str:
@@ -60,12 +70,19 @@ class MetricChange:
         value, limit = self.metric.text(self.new), self.metric.text(self.limit)
         return f"{self.metric.heading} {value} {side} its limit of {limit}"
 
+    @property
+    def regressed_text(self) -> str:
+        """Message for a change that is surely worse."""
+        return f"{self.metric.heading} {self.text}"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "unit": self.metric.unit,
             "base": self.base,
             "new": self.new,
             "change_percent": self.change_percent,
+            "interval_percent": self.interval_percent and list(self.interval_percent),
+            "regressed": self.regressed,
             "limit": self.limit,
             "over_limit": self.over_limit,
         }
@@ -74,7 +91,11 @@ class MetricChange:
     def from_json(cls, key: str, data: Json) -> Self:
         """Build from the JSON of :meth:`to_json`."""
         metric = KNOWN.get(key) or Metric(key, data["unit"], "", better=Better.LOWER)
-        return cls(metric, data["base"], data["new"], data["limit"])
+        # Files of older versions have no intervals of metrics.
+        low_high = data.get("interval_percent")
+        interval = None if low_high is None else (float(low_high[0]), float(low_high[1]))
+        regressed = bool(data.get("regressed"))
+        return cls(metric, data["base"], data["new"], data["limit"], interval, regressed)
 
 
 def metrics_by_key(timings: Iterable[Json]) -> dict[str, Metric]:
@@ -143,15 +164,71 @@ def metric_changes(
     base: Sequence[Json],
     new: Sequence[Json],
     limits: Mapping[str, float],
+    confidence: float,
+    tolerance_percent: float,
 ) -> tuple[MetricChange, ...]:
-    """Return the changes of a model's metrics that have a value on either side, or a limit."""
-    changes = [
-        MetricChange(metric, _mean(metric, base), _mean(metric, new), limits.get(key))
-        for key, metric in metrics.items()
-    ]
+    """Return the changes of a model's metrics that have a value on either side, or a limit.
+
+    Args:
+        metrics: Metrics by key.
+        base: Results of the model in the base timings.
+        new: Results in the new timings.
+        limits: Limits by key.
+        confidence: Confidence level of the intervals.
+        tolerance_percent: Largest change that is not a regression, percent.
+    """
+    changes = []
+    for key, metric in metrics.items():
+        interval = _interval(metric, base, new, confidence)
+        sure = len(base) + len(new) > 2 or all(map(_is_stable, (*base, *new)))
+        regressed = interval is not None and sure and interval[0] > tolerance_percent
+        ends = _mean(metric, base), _mean(metric, new)
+        changes.append(MetricChange(metric, *ends, limits.get(key), interval, regressed))
     return tuple(c for c in changes if not c.base is c.new is c.limit is None)
 
 
 def _mean(metric: Metric, results: Sequence[Json]) -> float | None:
     values = [v for result in results if (v := value_of(result, metric)) is not None]
     return math.fsum(values) / len(values) if values else None
+
+
+def _is_stable(result: Json) -> bool:
+    """Return whether a result has a stable energy."""
+    return bool((result.get("energy") or {}).get("verdict") == "stable")
+
+
+def _interval(
+    metric: Metric, base: Sequence[Json], new: Sequence[Json], confidence: float
+) -> tuple[float, float] | None:
+    """Return the interval of a change, percent; None if a value has no interval.
+
+    Several timings per side give Student's two-sample interval of the logarithms. Its standard
+    error is at least that within the timings.
+    """
+    sides = [[_log_and_error(metric, result) for result in side] for side in (base, new)]
+    found = [[each for each in side if each is not None] for side in sides]
+    if any(None in side for side in sides):
+        return None
+    means = [statistics.fmean(log for log, _, _ in side) for side in found]
+    within = math.hypot(*(error / len(side) for side in found for _, error, _ in side))
+    freedom = len(base) + len(new) - 2
+    if freedom:
+        squares = sum(
+            (log - mean) ** 2 for side, mean in zip(found, means, strict=True) for log, _, _ in side
+        )
+        between = math.sqrt(squares / freedom * (1 / len(base) + 1 / len(new)))
+        half = t_quantile(freedom, confidence) * max(between, within)
+    else:
+        half = math.hypot(*(t_quantile(n, confidence) * error for ((_, error, n),) in found))
+    middle = means[1] - means[0]
+    return 100 * math.expm1(middle - half), 100 * math.expm1(middle + half)
+
+
+def _log_and_error(metric: Metric, result: Json) -> tuple[float, float, int] | None:
+    """Return the logarithm of a value, its standard error and the degrees of freedom of that."""
+    value, energy = value_of(result, metric), result.get("energy") or {}
+    percent = result.get("metrics", {}).get(INTERVALS.get(metric.key, ""))
+    windows = len(energy.get("gross_mj", ()))
+    if value is None or percent is None or not value > 0 or windows < 2:
+        return None
+    return math.log(value), percent / 100 / t_quantile(windows - 1), windows - 1

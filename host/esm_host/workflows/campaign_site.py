@@ -13,13 +13,14 @@ from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run
 from esm_host.campaign.session import CampaignSession, connect_devices, open_session
 from esm_host.campaign.watcher import CampaignWatcher
+from esm_host.dataset.campaign_metric import LATENCY, CampaignMetric
 from esm_host.dataset.store import REFERENCE_ROUND
 from esm_host.dataset.table import Figures
 from esm_host.extension.training import train
 from esm_host.predictors.base import Predictor
 from esm_host.search.anchors import most_alike
 from esm_host.search.bounds import LatencyBounds
-from esm_host.search.latency import LatencyMeasure, measured_at_most
+from esm_host.search.latency import DeviceMeasure, LatencyMeasure, measured_at_most
 from esm_host.search.problem import Measure
 from esm_models.architecture import Architecture
 from esm_models.space import Codes
@@ -29,15 +30,23 @@ _ANCHORS = 5
 _OTHER_PACE = 1.1
 
 
-def latency_of(run: Run, probability: float, name: str) -> Measure:
-    """Return the latencies of a campaign, measured or predicted.
+def metrics_of(
+    run: Run, metrics: Sequence[CampaignMetric], probability: float, name: str
+) -> Measure:
+    """Return metrics of a campaign's architectures, measured or predicted.
 
     Args:
         run: The campaign.
-        probability: Probability that a predicted latency is not exceeded.
+        metrics: The metrics, each learnt by the campaign.
+        probability: Probability that a predicted value is not exceeded.
         name: Name of the device; empty for a single one.
     """
-    return _latency(run, run.figures(), run.predictor, probability, name)
+    views = [(metric, run.of(metric.name)) for metric in metrics]
+    parts = [
+        _measure(view, view.figures(), view.predictor, probability, name, metric)
+        for metric, view in views
+    ]
+    return DeviceMeasure(parts, name)
 
 
 class CampaignSite:
@@ -51,10 +60,17 @@ class CampaignSite:
         watcher: Receiver of events.
         name: Name of the device; empty for a single one.
         turn: Lock held while the site measures, shared by all campaigns of one device.
+        metrics: Metrics that the search is about.
     """
 
     def __init__(
-        self, run: Run, session: CampaignSession, watcher: CampaignWatcher, name: str, turn: Lock
+        self,
+        run: Run,
+        session: CampaignSession,
+        watcher: CampaignWatcher,
+        name: str,
+        turn: Lock,
+        metrics: Sequence[CampaignMetric] = (LATENCY,),
     ) -> None:
         self._run = run
         self._space = run.space
@@ -67,14 +83,25 @@ class CampaignSite:
         self._watcher = watcher
         self._name = name
         self._turn = turn
-        self._fit: tuple[int, Predictor] | None = None
+        self._views = {metric: run.of(metric.name) for metric in metrics}
+        self._fits: dict[CampaignMetric, tuple[int, Predictor]] = {}
 
     def known(self) -> Codes:
         return self._space.encode([a for each in self._store.plan().values() for a in each])
 
     def latency(self, probability: float) -> Measure:
-        figures = self._measurements.figures()
-        return _latency(self._run, figures, self._fitted(), probability, self._name)
+        parts = [
+            _measure(
+                view,
+                self._measurements.figures(metric),
+                self._fitted(metric),
+                probability,
+                self._name,
+                metric,
+            )
+            for metric, view in self._views.items()
+        ]
+        return DeviceMeasure(parts, self._name)
 
     def measure(self, codes: Codes) -> None:
         plan = self._store.plan()
@@ -92,19 +119,21 @@ class CampaignSite:
                 self._collector.collect(number, self._anchors)
         self._check_pace(before)
 
-    def keep_predictor(self) -> None:
-        """Store the campaign's predictor, trained on the new measurements too."""
+    def keep_predictors(self) -> None:
+        """Store the campaign's predictors, trained on the new measurements too."""
         folder = RunFolder(self._run.path)
-        folder.keep_onnx(self._fitted())
+        for metric in self._run.learnt:
+            folder.keep_onnx(self._fitted(metric), metric)
         folder.share()
 
-    def _fitted(self) -> Predictor:
-        """Return the predictor, fitted to all measurements but those of the last check."""
+    def _fitted(self, metric: CampaignMetric) -> Predictor:
+        """Return a predictor, fitted to all measurements but those of the last check."""
         blocks = len(self._store.blocks())
-        if self._fit is None or self._fit[0] != blocks:
-            settings, dataset = self._settings, self._measurements.training_set()
-            self._fit = blocks, train(self._make(0), self._encoder, dataset, settings)
-        return self._fit[1]
+        if self._fits.get(metric, (None,))[0] != blocks:
+            settings, dataset = self._settings, self._measurements.training_set(metric)
+            fitted = train(self._make(0), self._encoder, dataset, settings)
+            self._fits[metric] = blocks, fitted
+        return self._fits[metric][1]
 
     def _anchors(self, chosen: Sequence[Architecture]) -> list[Architecture]:
         """Return the campaign's architectures that are most similar to the chosen ones.
@@ -154,6 +183,7 @@ def campaign_sites(
     patience_s: float,
     wait: bool,
     watcher: CampaignWatcher,
+    metrics: Sequence[CampaignMetric] = (LATENCY,),
 ) -> Iterator[list[CampaignSite]]:
     """Connect to the devices of campaigns and reserve them until the context ends.
 
@@ -163,6 +193,7 @@ def campaign_sites(
         patience_s: Time to wait for an unreachable device, s.
         wait: Whether to wait for a device that is in use; if False it raises BusyError.
         watcher: Receiver of events.
+        metrics: Metrics that the search is about.
 
     Raises:
         BusyError: another program uses a campaign's folder, or a device is in use and ``wait`` is
@@ -179,30 +210,33 @@ def campaign_sites(
             )
             stack.enter_context(folder.locked())
             session = stack.enter_context(open_session(settings, folder, space, found, watcher))
-            sites.append(CampaignSite(run, session, watcher, name, turns[settings.device]))
+            turn = turns[settings.device]
+            sites.append(CampaignSite(run, session, watcher, name, turn, metrics))
         yield sites
 
 
-def _latency(
+def _measure(
     run: Run,
     figures: Figures,
     predictor: Predictor,
     probability: float,
     name: str,
+    metric: CampaignMetric,
 ) -> Measure:
     judged = run.measurements()
     # Use the current figures: new measurements refine the pace of all blocks.
-    latency_ms = dict(zip((a.key for a in figures.architectures), figures.latency_ms, strict=True))
+    values = dict(zip((a.key for a in figures.architectures), figures.latency_ms, strict=True))
     return LatencyMeasure(
         LatencyBounds(
             predictor,
             run.encoder,
-            judged["architecture_key"].map(latency_ms).to_numpy(),
-            judged["predicted_ms"].to_numpy(),
+            judged["architecture_key"].map(values).to_numpy(),
+            judged[metric.predicted].to_numpy(),
         ),
         run.space.encode(figures.architectures),
         figures.latency_ms,
         measured_at_most(figures.latency_ms, figures.interval, probability),
         probability,
         name,
+        metric,
     )

@@ -13,7 +13,7 @@ from esm_host.arguments import argument
 from esm_host.atomic import write_bytes, write_json
 from esm_host.campaign.estimate import estimate, estimate_of_blocks
 from esm_host.campaign.folder import RunFolder
-from esm_host.campaign.result import campaign_result
+from esm_host.campaign.result import campaign_result, metric_result, without_predictor
 from esm_host.campaign.run import Run
 from esm_host.campaign.session import (
     PATIENCE_S,
@@ -24,14 +24,14 @@ from esm_host.campaign.session import (
 )
 from esm_host.campaign.warnings import WarningMeasurer, campaign_warnings
 from esm_host.campaign.watcher import CampaignWatcher, complete, hears
-from esm_host.dataset.cost import share_of_blocks
+from esm_host.dataset.campaign_metric import CampaignMetric
+from esm_host.dataset.cost import device_times
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.store import GROUP_FACT, Store
 from esm_host.dataset.table import Dataset
 from esm_host.encoding.base import Encoder
 from esm_host.errors import BusyError, DatasetError, DeviceError, UsageError
 from esm_host.extension.campaign_loop import CampaignLoop, Outcome
-from esm_host.extension.informative import DeviceTimes
 from esm_host.extension.loop import Loop
 from esm_host.extension.settings import Changes, Settings
 from esm_host.extension.training import Learner
@@ -57,15 +57,20 @@ class CampaignResult:
         reason: Reason for the end, with names of arguments still marked
             (:mod:`esm_host.arguments`).
         result: Content of ``result.json``.
-        dataset: All measured samples.
+        datasets: All measured samples of each metric, by its name, the leading one first.
         failures: Messages of the architectures that could not be measured, by key.
     """
 
     converged: bool
     reason: str
     result: dict[str, Any]
-    dataset: Dataset
+    datasets: Mapping[str, Dataset]
     failures: Mapping[str, str]
+
+    @property
+    def dataset(self) -> Dataset:
+        """Measured samples of the leading metric."""
+        return next(iter(self.datasets.values()))
 
 
 def run_campaign(
@@ -151,15 +156,17 @@ def _ended(
         check_store(store, settings, space, folder)
         measurements = Measurements(store, settings.spec, settings.raw)
         learner = Learner(encoder, folder.predictors(settings, encoder), settings)
-        loop = Loop(space, settings, learner=learner, seconds=_device_times(store, settings))
-        outcome = CampaignLoop(loop, settings, store, measurements, None, watcher).ended()
+        loop = Loop(space, settings, learner=learner, seconds=device_times(store, settings))
+        outcome = CampaignLoop(
+            loop, settings, store, measurements, None, watcher, settings.lead
+        ).ended()
         if outcome is None:
             return None
         write_json(folder.settings, settings.to_json())
         is_group = store.fact(GROUP_FACT) is not None
         _warn_of_changes(stored, settings, outcome, store, False, is_group, watcher)
         device = store.last_device()
-        return _conclude(folder, settings, store, measurements, encoder, outcome, device)
+        return _conclude(folder, settings, store, measurements, encoder, outcome, device, watcher)
 
 
 def _warn_of_changes(
@@ -177,10 +184,6 @@ def _warn_of_changes(
         stored, settings, outcome, checked=checked, is_measured=is_measured, is_group=is_group
     ):
         watcher.warn(line)
-
-
-def _device_times(store: Store, settings: Settings) -> DeviceTimes:
-    return lambda latency_ms: share_of_blocks(store, settings.spec).seconds(latency_ms)
 
 
 def _check_space(settings: Settings, space: SearchSpace) -> None:
@@ -260,7 +263,7 @@ def _run(
             settings,
             learner=Learner(encoder, folder.predictors(settings, encoder), settings),
             draw_first=draw_first,
-            seconds=_device_times(store, settings),
+            seconds=device_times(store, settings),
         )
         blocks = len(store.blocks())
         measurer = WarningMeasurer(
@@ -268,12 +271,14 @@ def _run(
             lambda: campaign_warnings(store, measurements, settings),
             watcher.warn,
         )
-        outcome = CampaignLoop(loop, settings, store, measurements, measurer, watcher).run()
+        outcome = CampaignLoop(
+            loop, settings, store, measurements, measurer, watcher, settings.lead
+        ).run()
         if stored is not None:
             is_measured, is_group = len(store.blocks()) > blocks, len(found.members) > 1
             _warn_of_changes(stored, settings, outcome, store, is_measured, is_group, watcher)
         device = asdict(found.first)
-        return _conclude(folder, settings, store, measurements, encoder, outcome, device)
+        return _conclude(folder, settings, store, measurements, encoder, outcome, device, watcher)
 
 
 def _estimate(
@@ -327,7 +332,9 @@ def finish_campaign(
         measurements = Measurements(store, settings.spec, settings.raw)
         learner = Learner(encoder, folder.predictors(settings, encoder), settings)
         loop = Loop(space, settings, learner=learner)
-        outcome, last = CampaignLoop(loop, settings, store, measurements, None, watcher).finish()
+        outcome, last = CampaignLoop(
+            loop, settings, store, measurements, None, watcher, settings.lead
+        ).finish()
         unfinished = len(store.rounds()) <= max(store.plan())
         return _conclude(
             folder,
@@ -337,6 +344,7 @@ def finish_campaign(
             encoder,
             outcome,
             store.last_device(),
+            watcher,
             last if unfinished else None,
         )
 
@@ -349,18 +357,37 @@ def _conclude(
     encoder: Encoder,
     outcome: Outcome,
     device: Mapping[str, Any],
+    watcher: CampaignWatcher,
     unfinished: Mapping[str, Any] | None = None,
 ) -> CampaignResult:
-    """Write the result of a campaign."""
+    """Learn the other metrics, and write the result of a campaign."""
     result = campaign_result(store, measurements, settings, device, outcome.converged, unfinished)
-    dataset, failures = measurements.dataset(), measurements.table().failures
+    lead, *others = settings.metrics
+    outcomes = {lead: outcome}
+    about = {lead.name: metric_result(lead, result["rounds"][-1], settings, outcome.converged)}
+    for metric in others:
+        learner = Learner(encoder, folder.predictors(settings, encoder), settings)
+        loop = Loop(encoder.space, settings, learner=learner)
+        learning = CampaignLoop(loop, settings, store, measurements, None, watcher, metric)
+        try:
+            outcomes[metric], last = learning.finish()
+        except DeviceError as error:
+            about[metric.name] = without_predictor(metric, str(error))
+            for path in folder.files(metric):
+                path.unlink(missing_ok=True)
+            watcher.warn(f"no predictor of {metric.title}: {error.marked}")
+        else:
+            about[metric.name] = metric_result(metric, last, settings, outcomes[metric].reached)
+    result["metrics"] = about
+    datasets = {metric.name: measurements.of(metric) for metric in settings.metrics}
+    failures = measurements.table().failures
     if settings.warm_start:
         result["transfer"] = _judged(
-            folder, settings, encoder, dataset, store.fact(HELD_OUT_FACT) or ()
+            folder, settings, encoder, datasets[lead.name], store.fact(HELD_OUT_FACT) or ()
         )
-    _write(folder, settings, outcome, result)
+    _write(folder, settings, outcomes, result)
     folder.share()
-    return CampaignResult(outcome.converged, outcome.reason, result, dataset, failures)
+    return CampaignResult(outcome.converged, outcome.reason, result, datasets, failures)
 
 
 def _judged(
@@ -385,12 +412,20 @@ def _judged(
     return about | judge(trusted, held_out, expected, settings.weights, settings.seed)
 
 
-def _write(folder: RunFolder, settings: Settings, outcome: Outcome, result: dict[str, Any]) -> None:
-    """Write the predictor, its predictions, the plots and, last, the result."""
-    folder.keep_onnx(outcome.predictor)
-    pairs = zip(outcome.dataset.architectures, outcome.predicted_ms.tolist(), strict=True)
-    lines = ["architecture_key,predicted_ms", *(f"{a.key},{ms!r}" for a, ms in pairs)]
-    write_bytes(folder.predictions, ("\n".join(lines) + "\n").encode())
+def _write(
+    folder: RunFolder,
+    settings: Settings,
+    outcomes: Mapping[CampaignMetric, Outcome],
+    result: dict[str, Any],
+) -> None:
+    """Write the predictors, their predictions, the plots and, last, the result."""
+    for metric, outcome in outcomes.items():
+        files = folder.files(metric)
+        folder.keep_onnx(outcome.predictor, metric)
+        pairs = zip(outcome.dataset.architectures, outcome.predicted_ms.tolist(), strict=True)
+        heading = f"architecture_key,{metric.predicted}"
+        lines = [heading, *(f"{a.key},{value!r}" for a, value in pairs)]
+        write_bytes(files.predictions, ("\n".join(lines) + "\n").encode())
     _draw(folder, Run(folder.path, settings, result))
     write_json(folder.result, result)
 
@@ -399,7 +434,9 @@ def _draw(folder: RunFolder, run: Run) -> None:
     """Write the plots of a campaign."""
     settings = run.settings
     charts = {
-        "predicted_against_measured": plots.predicted_against_measured(run.measurements()),
+        "predicted_against_measured": plots.predicted_against_measured(
+            plots.of_metric(run.measurements(), settings.lead), settings.lead.shown_unit
+        ),
         "accuracy_by_round": plots.accuracy_by_round(run.accuracy(), settings.target_percent),
         "reference_stability": plots.reference_stability(
             run.blocks(), run.references(), settings.reference_tolerance_percent

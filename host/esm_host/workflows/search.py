@@ -24,7 +24,7 @@ from esm_host.search.table import TableMeasure
 from esm_host.search.verify import Round, Verification, verified_search
 from esm_host.search.written import read_rounds, write_front, write_rounds
 from esm_host.typed import typed
-from esm_host.workflows.campaign_site import campaign_sites, latency_of
+from esm_host.workflows.campaign_site import campaign_sites, metrics_of
 from esm_models.space import SearchSpace
 
 
@@ -101,6 +101,7 @@ def run_search(
             RunFolder(run.path).prepare(resume=True)
         runs = [load_run(path) for path in settings.runs]
     space = _common_space(runs, settings.contexts)
+    _check_metrics(settings, runs)
     _check_names(settings)
     own = [read_measure(spec, space) for spec in settings.objective_specs if spec.source]
     listed = next((measure.codes for measure in own if isinstance(measure, TableMeasure)), None)
@@ -115,7 +116,10 @@ def run_search(
     by_proxy: ProxyResult | None = None
     verified: Verification | None = None
     if settings.measure:
-        with campaign_sites(runs, settings.devices, patience_s, wait, watcher) as sites:
+        sites_of = campaign_sites(
+            runs, settings.devices, patience_s, wait, watcher, settings.metrics
+        )
+        with sites_of as sites:
             write_json(folder.settings, settings.to_json())  # after the campaigns are locked
             posed = problem([site.latency(settings.probability) for site in sites])
             past, keep = read_rounds(folder, posed), _keeping(folder, posed, on_round)
@@ -135,11 +139,12 @@ def run_search(
                 verified = by_proxy.verified
             front, closest = verified.front, verified.closest
             for site in sites:
-                site.keep_predictor()
+                site.keep_predictors()
     else:
         write_json(folder.settings, settings.to_json())
         pairs = zip(runs, settings.devices, strict=True)
-        posed = problem([latency_of(run, settings.probability, name) for run, name in pairs])
+        metrics, share = settings.metrics, settings.probability
+        posed = problem([metrics_of(run, metrics, share, name) for run, name in pairs])
         outcome = method.search(posed)
         front, closest = outcome.front, outcome.closest
     about = None if by_proxy is None else by_proxy.to_json()
@@ -203,6 +208,18 @@ def _common_space(runs: Sequence[Run], contexts: Mapping[str, int]) -> SearchSpa
                 "or another value"
             )
     return space
+
+
+def _check_metrics(settings: SearchSettings, runs: Sequence[Run]) -> None:
+    """Check that the campaigns have predictors of what the search is about.
+
+    Raises:
+        UsageError: a campaign does not learn a metric.
+        DatasetError: a campaign has too few values of a metric.
+    """
+    for run in runs:
+        for metric in settings.metrics:
+            run.of(metric.name).check_predictor()
 
 
 def _check_names(settings: SearchSettings) -> None:

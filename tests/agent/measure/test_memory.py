@@ -95,6 +95,26 @@ def test_what_stays_loaded_keeps_its_figure(worker: Worker, tmp_path: Path) -> N
 
 
 @linux
+def test_a_figure_does_not_depend_on_what_was_loaded_before(tmp_path: Path) -> None:
+    models = [gemm(tmp_path / f"{size}.onnx", size) for size in (30, 5, 17, 9, 24, 3)]
+    worker = Worker(make_provider)
+    try:
+        measured(worker, *models)  # brings in the runtime's code
+        found = []
+        for shift in range(1, 5):
+            order = [*models[shift:], *models[:shift]]
+            own = dict(
+                zip((m.model_id for m in order), peaks(measured(worker, *order)), strict=True)
+            )
+            measured(worker, gemm(tmp_path / "other.onnx", shift))  # so that none stays loaded
+            found.append([own[model.model_id] for model in models])
+    finally:
+        worker.stop()
+    spread = np.ptp(np.array(found), axis=0)
+    assert (spread < MB).all()
+
+
+@linux
 def test_it_is_told_only_where_it_was_asked_for(worker: Worker, tmp_path: Path) -> None:
     model = gemm(tmp_path / "model.onnx", 1)
     assert peaks(measured(worker, model, peak_memory=False)) == [0]

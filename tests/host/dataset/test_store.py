@@ -17,6 +17,7 @@ from esm_models.architecture import Architecture
 from esm_protos.messages import (
     Block,
     BlockResult,
+    Energy,
     FailureKind,
     Measurement,
     MeasureSpec,
@@ -90,6 +91,15 @@ def test_metrics_are_kept_where_there_are_any(store: Store, place: Database) -> 
     kept = list(Store(store.database).measurements())
     assert [measured.metrics for measured in kept] == [{}, {}, told]
     assert kept[-1].peak_rss_bytes == 2**40
+
+
+def test_energies_are_kept_where_there_are_any(store: Store, place: Database) -> None:
+    add(store, "none", [samples(PLAN[1])])
+    assert not sa.inspect(place.engine).has_table("energies", place.schema), "as in older stores"
+    energy = Energy("RAPL", "package", (2.5, 3.0), (1.0, 1.0), "too wide", 80.0)
+    add(store, "some", [samples(PLAN[1]), replace(samples(PLAN[2]), energy=energy)])
+    kept = Store(store.database).measurements()
+    assert [measured.energy for measured in kept] == [None, None, energy]
 
 
 def test_what_goes_in_comes_out(store: Store) -> None:

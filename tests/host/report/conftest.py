@@ -21,6 +21,7 @@ from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.result import campaign_result
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import LatencyTable, write_table
+from esm_host.dataset.campaign_metric import LATENCY
 from esm_host.dataset.measurements import Measurements
 from esm_host.encoding import make_encoder
 from esm_host.research.study.run import run_study
@@ -100,8 +101,9 @@ def finished(path: Path, device: str, profilers: Mapping[str, Profiler]) -> Path
     store.close()
     keys = [a.key for a in outcome.dataset.architectures]
     lines = [f"{key},{ms}" for key, ms in zip(keys, outcome.predicted_ms.tolist(), strict=True)]
-    folder.predictions.write_text("\n".join(["architecture_key,predicted_ms", *lines]) + "\n")
-    folder.predictor_onnx.write_bytes(_counter(len(make_encoder("fcc", SPACE))))
+    files = folder.files(LATENCY)
+    files.predictions.write_text("\n".join(["architecture_key,predicted_ms", *lines]) + "\n")
+    files.onnx.write_bytes(_counter(len(make_encoder("fcc", SPACE))))
     return folder.path
 
 

@@ -614,6 +614,47 @@ def test_a_metric_of_a_device_is_compared(compare: Invoke, timing: Json, new: Js
     assert "energy_mj 5.0000 mJ over its limit of 4.5000 mJ" in done.stdout
 
 
+def with_energy(data: Json, energy_mj: float, verdict: str = "stable") -> Json:
+    """A timing whose first model takes this energy, known to 2 %."""
+    data = copy.deepcopy(data)
+    about = {"key": "energy_mj", "unit": "mJ", "about": "energy", "better": "lower"}
+    data["context"]["devices"]["pi4"]["info"]["metrics"] = [about]
+    data["results"][0]["metrics"] = {"energy_mj": energy_mj, "energy_ci95_percent": 2.0}
+    data["results"][0]["energy"] = {"verdict": verdict, "gross_mj": [energy_mj] * 12}
+    return data
+
+
+def test_more_energy_is_a_regression(compare: Invoke, timing: Json, tmp_path: Path) -> None:
+    base = with_energy(timing, 4.0)
+    done = compare(base, with_energy(timing, 4.4), "--json", tmp_path / "out.json")
+    assert done.exit_code == 3
+    assert "energy_mj 4.0000 mJ to 4.4000 mJ (+10.0 %, +6.9 to +13.2 %)" in done.stdout
+    assert "or take more energy" in done.stderr
+    data = json.loads((tmp_path / "out.json").read_text())
+    (change,) = evaluation.Comparison.from_json(data).changes[0].metrics_regressed
+    assert change.interval_percent == pytest.approx((6.9, 13.2), abs=0.1)
+    within_noise = compare(base, with_energy(timing, 4.1))
+    assert within_noise.exit_code == 0, within_noise.output
+    less = compare(with_energy(timing, 4.4), base, "--metric", "energy_mj")
+    assert less.exit_code == 0, less.output
+    unknown = compare(base, with_energy(timing, 4.4, "unresolved"))
+    assert unknown.exit_code == 0, unknown.output
+
+
+def test_several_timings_show_how_energies_vary(
+    compare: Invoke, timing: Json, tmp_path: Path
+) -> None:
+    files = {}
+    for name, energy_mj in (("b2", 4.02), ("n2", 4.42), ("far", 6.0)):
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(json.dumps(with_energy(timing, energy_mj)))
+    pair = with_energy(timing, 4.0), with_energy(timing, 4.4)
+    agreeing = compare(*pair, "--base", files["b2"], "--new", files["n2"])
+    assert agreeing.exit_code == 3, agreeing.output
+    scattered = compare(*pair, "--base", files["b2"], "--new", files["far"])
+    assert scattered.exit_code == 0, scattered.output
+
+
 def test_files_that_are_no_timings(compare: Invoke, timing: Json, tmp_path: Path) -> None:
     assert_refused(compare(timing, {"models": []}), "new.json is not a timing")
     assert_refused(compare(timing | {"schema_version": 9}, timing), "base.json", "version 9")

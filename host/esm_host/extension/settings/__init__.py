@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self, TypedDict
 
 from esm_host.arguments import argument
+from esm_host.dataset.campaign_metric import ENERGY, LATENCY
 from esm_host.dataset.settings import LONG_VISITS, MeasuringSettings
 from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.presets import preset
@@ -55,6 +56,21 @@ class Settings(TrainingSettings, SamplingSettings, SpaceSettings, MeasuringSetti
             name = "sampler" if self.sampler else "held_out"
             raise UsageError(
                 f"{argument(name)} belongs to a transfer: give {argument('warm_start')} as well"
+            )
+        if self.warm_start and self.lead != LATENCY:
+            self._check_lead()
+
+    def _check_lead(self) -> None:
+        """Check that sources, which are latencies, can help to learn the leading metric."""
+        if self.lead != ENERGY:
+            raise UsageError(
+                f"{argument('metric')} {self.metric}: latencies of other devices tell nothing of "
+                f"{self.lead.title}: name latency or energy first"
+            )
+        if self.adapts:
+            raise UsageError(
+                f"{argument('method')} {self.method} predicts latencies only: omit it, or name "
+                f"latency first in {argument('metric')}"
             )
 
     @classmethod

@@ -97,7 +97,7 @@ def _read(source: DataSource, sizes: Sequence[int]) -> DataSet:
         )
     run = load_run(source.path)
     settings = run.settings
-    measured = run.dataset().only(settings.trusted_verdicts)
+    measured = run.of("latency").dataset().only(settings.trusted_verdicts)
     return DataSet(
         source.name or run.space.name,
         run.space,
