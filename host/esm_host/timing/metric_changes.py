@@ -57,7 +57,7 @@ class MetricChange:
         ends = ("none" if v is None else self.metric.text(v) for v in (self.base, self.new))
         percent = self.change_percent
         change = "" if percent is None else f" ({percent:+.1f} %)"
-        if self.interval_percent is not None:
+        if percent is not None and self.interval_percent is not None:
             change = " ({:+.1f} %, {:+.1f} to {:+.1f} %)".format(percent, *self.interval_percent)
         return " to ".join(ends) + change
 
