@@ -131,9 +131,10 @@ def test_counts_and_statistics_are_what_counting_gives(seed: int) -> None:
             vector = encoder.encode([architecture])[0].tolist()
             got[name] = dict(zip(encoder.columns, vector, strict=True))
         for number, unit in enumerate(architecture.units, start=1):
-            for label in options:
+            own = [space.options[code].label for code in space.block_options[number - 1]]
+            for label in own:
                 assert got["fcc"][f"unit{number}.{label}"] == unit.count(label)
-            for feature in space.features:
+            for feature in space.unit_features[number - 1]:
                 values = [options[label][feature.name] for label in unit]
                 for value in feature.values:
                     column = f"unit{number}.{feature.name}={value}"
@@ -142,7 +143,9 @@ def test_counts_and_statistics_are_what_counting_gives(seed: int) -> None:
                 statistics = got["statistical"]
                 prefix = f"unit{number}.{feature.name}"
                 assert statistics[f"{prefix}.mean"] == pytest.approx(numbers.mean(), rel=1e-5)
-                assert statistics[f"{prefix}.sd"] == pytest.approx(numbers.std(), abs=1e-5)
+                assert statistics[f"{prefix}.sd"] == pytest.approx(
+                    numbers.std(), rel=1e-6, abs=1e-5
+                )
                 for block in range(1, space.max_unit_depth + 1):
                     name = f"unit{number}.block{block}.{feature.name}"
                     here = numbers[block - 1] if block <= len(unit) else 0.0
@@ -151,7 +154,7 @@ def test_counts_and_statistics_are_what_counting_gives(seed: int) -> None:
                         hot = block <= len(unit) and values[block - 1] == value
                         assert got["one-hot"][f"{name}={value}"] == hot
             for block in range(1, max(space.depths[number - 1]) + 1):
-                for label in options:
+                for label in own:
                     hot = block <= len(unit) and unit[block - 1] == label
                     assert got["operation-one-hot"][f"unit{number}.block{block}.{label}"] == hot
             for name in ("statistical", "feature"):
