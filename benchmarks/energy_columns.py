@@ -92,7 +92,7 @@ def table_of(frame: pd.DataFrame) -> str:
     ):
         cells = [
             f"{group[name].mean():.{digits}f} ±{group[name].std():.{digits}f}"
-            for name, digits in (("accuracy", 1), ("error_mj", 3), ("spearman", 3), ("covered", 0))
+            for name, digits in (("accuracy", 3), ("error_mj", 5), ("spearman", 4), ("covered", 0))
         ]
         lines.append(f"| {device} | {samples} | {sources} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -134,9 +134,10 @@ def test_counts_and_statistics_are_what_counting_gives(seed: int) -> None:
             vector = encoder.encode([architecture])[0].tolist()
             got[name] = dict(zip(encoder.columns, vector, strict=True))
         for number, unit in enumerate(architecture.units, start=1):
-            for label in options:
+            own = [space.options[code].label for code in space.block_options[number - 1]]
+            for label in own:
                 assert got["fcc"][f"unit{number}.{label}"] == unit.count(label)
-            for feature in space.features:
+            for feature in space.unit_features[number - 1]:
                 values = [options[label][feature.name] for label in unit]
                 for value in feature.values:
                     column = f"unit{number}.{feature.name}={value}"
@@ -156,7 +157,7 @@ def test_counts_and_statistics_are_what_counting_gives(seed: int) -> None:
                         hot = block <= len(unit) and values[block - 1] == value
                         assert got["one-hot"][f"{name}={value}"] == hot
             for block in range(1, max(space.depths[number - 1]) + 1):
-                for label in options:
+                for label in own:
                     hot = block <= len(unit) and unit[block - 1] == label
                     assert got["operation-one-hot"][f"unit{number}.block{block}.{label}"] == hot
             for name in ("statistical", "feature"):

@@ -49,7 +49,7 @@ class HATSpace(SearchSpace):
     """
 
     name = "hat"
-    units = (ENCODER, DECODER)
+    units: ClassVar[tuple[Unit, ...]] = (ENCODER, DECODER)
     default_resolution = 30
     min_resolution = 1
     vocabulary: ClassVar[int] = 32_768
@@ -148,12 +148,14 @@ class HATStepSpace(HATSpace):
         for number, layer in enumerate(decoder, start=1):
             with net.scope(f"unit1.block{number}"):
                 query, *new = net.split(net.linear(x, 3 * self._inner), 3)
-                known = []
+                known = {}
                 for part, tensor in zip(("key", "value"), new, strict=True):
                     past = self._cache(net, f"past.{number}.{part}", self.resolution - 1)
-                    known.append(net.concat([past, tensor]))
-                    net.add_output(f"present.{number}.{part}", known[-1])
-                x = self._added(net, x, net.attention(query, *known, int(layer["heads"])))
+                    known[part] = net.concat([past, tensor])
+                    net.add_output(f"present.{number}.{part}", known[part])
+                heads = int(layer["heads"])
+                read = net.attention(query, known["key"], known["value"], heads)
+                x = self._added(net, x, read)
                 length = int(layer["cross_layers"]) * self.resolution
                 key = self._cache(net, f"source.{number}.key", length)
                 value = self._cache(net, f"source.{number}.value", length)
