@@ -70,6 +70,9 @@ SCALES = {
     "autoformer": Scale(96, 0.5),
     "mobilenetv4": Scale(128, 0.5),
     "detector": Scale(96, 0.5, wanted_percent=95.0),
+    "hat": Scale(16, 0.25),
+    "hat-step": Scale(30, 0.25),
+    "lm-decode": Scale(32, 0.125),
 }
 OTHERS = Scale(64, 0.25)
 """Scale of a space that is not in the table."""
