@@ -112,7 +112,7 @@ def parse_objective(text: str) -> ObjectiveSpec:
             "accuracy=table.parquet:COLUMN, accuracy=a.py:FUNCTION or accuracy=a.onnx:ENCODING"
         )
     if not equals and name not in known:
-        choices = "choose latency, energy, peak_memory, energy_delay, flops, params, memory, or "
+        choices = "choose latency, flops, params, memory, energy, peak_memory, energy_delay, or "
         choices += "NAME=SOURCE, as "
         choices += "accuracy=table.parquet:COLUMN"
         refused = unknown("objective", name, known, choices=choices)

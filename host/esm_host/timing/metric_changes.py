@@ -56,10 +56,12 @@ class MetricChange:
         """Both values as text: ``104 MB to 131 MB (+26.0 %)``."""
         ends = ("none" if v is None else self.metric.text(v) for v in (self.base, self.new))
         percent = self.change_percent
-        change = "" if percent is None else f" ({percent:+.1f} %)"
-        if percent is not None and self.interval_percent is not None:
-            change = " ({:+.1f} %, {:+.1f} to {:+.1f} %)".format(percent, *self.interval_percent)
-        return " to ".join(ends) + change
+        if percent is None:
+            return " to ".join(ends)
+        within = ""
+        if self.interval_percent is not None:
+            within = ", {:+.1f} to {:+.1f} %".format(*self.interval_percent)
+        return " to ".join(ends) + f" ({percent:+.1f} %{within})"
 
     @property
     def over_text(self) -> str:
