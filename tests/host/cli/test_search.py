@@ -296,7 +296,7 @@ def test_what_it_found_is_what_predict_and_export_take(run: Path, tmp_path: Path
         (["--limit", "latency<=3"], 2, "--max-latency"),
         (["--limit", "flops<=1e999"], 2, "a finite number"),
         (["--limit", "speed<=3"], 2, "NAME<=NUMBER"),
-        (["--objective", "speed"], 2, "choose latency, energy"),
+        (["--objective", "speed"], 2, "choose latency, flops"),
         (["--objective", "accuracy=nowhere.csv:x"], 2, "there is no file nowhere.csv"),
         (["--method", "nsga"], 2, "unknown method"),
         (["--method", "exhaustive"], 2, "too many for"),
