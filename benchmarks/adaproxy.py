@@ -13,7 +13,6 @@ samples, and which chooses as many itself. Last, Algorithm 1 with 30 samples and
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import joblib
@@ -22,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from benchmarks.public_tables import table_path
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
 from esm_host.research.transfer.one_proxy import OneProxySettings, one_proxy
 from esm_host.transfer import make_method
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
-    table = read_benchmark(Path(os.environ["ESM_DATA"]) / f"{args.space}.parquet")
+    table = read_benchmark(table_path(args.space))
     found = joblib.Parallel(n_jobs=args.jobs)(
         joblib.delayed(compute)(table, args.space, seed) for seed in range(args.seeds)
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from benchmarks.few_models import Members
+from benchmarks.public_tables import table_path
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
 from esm_host.evaluation.accuracy import accuracy_percent
 from esm_host.extension.loop import Loop
@@ -85,7 +85,7 @@ def main() -> None:
     print("| table | samples | accuracy, chosen | random | Kendall's tau, chosen | random |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name in args.tables:
-        table = read_benchmark(Path(os.environ["ESM_DATA"], f"{name}.parquet"))
+        table = read_benchmark(table_path(name))
         devices = sorted(table.latency_ms)[:: max(1, len(table.latency_ms) // args.devices)]
         found = [
             row

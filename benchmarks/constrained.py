@@ -29,7 +29,6 @@ for all devices (2 s), and training networks are not counted; nor are they in th
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.gathered import gathered, keep
+from benchmarks.public_tables import table_path
 from benchmarks.search_fronts import FIRST, PER_SOURCE, POOL, Simulated, source_of
 from benchmarks.transfer import read_tasks
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
-    table = read_benchmark(Path(os.environ["ESM_DATA"]) / "nasbench201.parquet")
+    table = read_benchmark(table_path("nasbench201"))
     parts = (joblib.delayed(compute)(table, seed) for seed in range(args.seeds))
     keep(gathered(parts, args.jobs, ["seed"]), args.results, "constrained", tables)
 

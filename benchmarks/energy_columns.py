@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.public_tables import table_path
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
 from esm_host.encoding.base import Encoder
 from esm_host.encoding.views import ViewsEncoder
@@ -103,11 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
-    if "ESM_DATA" not in os.environ:
-        parser.error("ESM_DATA is not set: give the folder of hwnasbench_energy.parquet")
     energies, latencies = (
-        read_benchmark(Path(os.environ["ESM_DATA"], f"{name}.parquet"))
-        for name in ("hwnasbench_energy", "nasbench201")
+        read_benchmark(table_path(name)) for name in ("hwnasbench_energy", "nasbench201")
     )
     found = [
         row

@@ -29,7 +29,6 @@ FLOPs) its architectures have, in percent, than the best of the table that is as
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -39,6 +38,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.gathered import gathered, keep
+from benchmarks.public_tables import table_path
 from benchmarks.search_fronts import (
     FIRST,
     PER_DEVICE,
@@ -93,7 +93,7 @@ class Setting:
     """Table with a proxy, targets, sources and objectives."""
 
     def __init__(self, name: str) -> None:
-        self.table = read_benchmark(Path(os.environ["ESM_DATA"]) / f"{name}.parquet")
+        self.table = read_benchmark(table_path(name))
         if name == NASBENCH201:
             (task,) = read_tasks(Path(__file__).parent / "transfer-nasbench201.toml")
             self.proxy, self.targets = PROXY, list(task.targets)

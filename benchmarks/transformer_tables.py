@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.public_tables import table_path
 from esm_host.dataset.benchmarks import read_parquet
 from esm_host.encoding.base import Layout
 from esm_host.evaluation.accuracy import accuracy_percent
@@ -179,12 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--source", default="hat_xeon", help="table of the known device")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
-    if "ESM_DATA" not in os.environ:
-        parser.error("ESM_DATA is not set: give the folder of hat_raspberrypi.parquet")
-    target, source = (
-        read_parquet(Path(os.environ["ESM_DATA"], f"{name}.parquet"))
-        for name in (args.target, args.source)
-    )
+    target, source = (read_parquet(table_path(name)) for name in (args.target, args.source))
     known = of_source(source, target)
     found = [row for seed in range(args.seeds) for row in compute(target, known, seed)]
     print(table_of(pd.DataFrame(found)))
