@@ -125,20 +125,22 @@ VISITS = sa.Table(
     sa.Column("warming_ns", sa.JSON, nullable=False),
     sa.Column("warm_ns", sa.LargeBinary, nullable=False),
 )
-VALUES = sa.Table(
-    "metrics",
-    # Created with the first metric; stores without metrics, and older ones, lack the table.
-    sa.MetaData(),
-    sa.Column("block_id", sa.String, primary_key=True),
-    sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("metrics", sa.JSON, nullable=False),
-)
-ENERGIES = sa.Table(
-    "energies",
-    # Created with the first energy; stores without energies, and older ones, lack the table.
-    sa.MetaData(),
-    sa.Column("block_id", sa.String, primary_key=True),
-    sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("energy", sa.JSON, nullable=False),
-)
+
+
+def _of_some(name: str, column: str) -> sa.Table:
+    """Return a table with JSON of some measurements.
+
+    It is created with the first of them. Stores without any, and older ones, lack the table.
+    """
+    return sa.Table(
+        name,
+        sa.MetaData(),
+        sa.Column("block_id", sa.String, primary_key=True),
+        sa.Column("position", sa.Integer, primary_key=True),
+        sa.Column(column, sa.JSON, nullable=False),
+    )
+
+
+VALUES = _of_some("metrics", "metrics")
+ENERGIES = _of_some("energies", "energy")
 """Sources, windows and problems of energies (:class:`esm_protos.messages.Energy`)."""

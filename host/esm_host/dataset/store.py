@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -348,30 +348,37 @@ class Store:
                 },
             )
             connection.execute(MEASUREMENTS.insert(), rows)
-            self._add_values(connection, result)
-            self._add_energies(connection, result)
+            measured = result.measurements
+            self._add_json(connection, VALUES, result.block_id, map(all_metrics, measured))
+            energies = (asdict(each.energy) if each.energy else None for each in measured)
+            self._add_json(connection, ENERGIES, result.block_id, energies)
             if result.references or result.usual is not None:
                 self._add_references(connection, result)
 
-    def _add_energies(self, connection: sa.Connection, result: BlockResult) -> None:
-        rows = [
-            {"block_id": result.block_id, "position": position, "energy": asdict(measured.energy)}
-            for position, measured in enumerate(result.measurements)
-            if measured.energy is not None
-        ]
-        if rows:
-            ENERGIES.create(connection, checkfirst=True)
-            connection.execute(ENERGIES.insert(), rows)
+    def _add_json(
+        self,
+        connection: sa.Connection,
+        table: sa.Table,
+        block_id: str,
+        values: Iterable[Mapping[str, Any] | None],
+    ) -> None:
+        """Store what some measurements of a block have, in a table that the first one makes.
 
-    def _add_values(self, connection: sa.Connection, result: BlockResult) -> None:
+        Args:
+            connection: Connection of the transaction.
+            table: Table with a column of JSON after those of the place.
+            block_id: Id of the block.
+            values: Value of each measurement; None or empty where it has none.
+        """
+        *_, column = table.c
         rows = [
-            {"block_id": result.block_id, "position": position, "metrics": metrics}
-            for position, measured in enumerate(result.measurements)
-            if (metrics := all_metrics(measured))
+            {"block_id": block_id, "position": position, column.name: value}
+            for position, value in enumerate(values)
+            if value
         ]
         if rows:
-            VALUES.create(connection, checkfirst=True)
-            connection.execute(VALUES.insert(), rows)
+            table.create(connection, checkfirst=True)
+            connection.execute(table.insert(), rows)
 
     def _add_references(self, connection: sa.Connection, result: BlockResult) -> None:
         WITH_REFERENCES.create_all(connection)
