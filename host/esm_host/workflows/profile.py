@@ -155,7 +155,7 @@ def _ended(
             return None
         check_store(store, settings, space, folder)
         measurements = Measurements(store, settings.spec, settings.raw)
-        learner = Learner(encoder, folder.predictors(settings, encoder), settings)
+        learner = _learner(folder, settings, encoder)
         loop = Loop(space, settings, learner=learner, seconds=device_times(store, settings))
         outcome = CampaignLoop(
             loop, settings, store, measurements, None, watcher, settings.lead
@@ -167,6 +167,10 @@ def _ended(
         _warn_of_changes(stored, settings, outcome, store, False, is_group, watcher)
         device = store.last_device()
         return _conclude(folder, settings, store, measurements, encoder, outcome, device, watcher)
+
+
+def _learner(folder: RunFolder, settings: Settings, encoder: Encoder) -> Learner:
+    return Learner(encoder, folder.predictors(settings, encoder), settings)
 
 
 def _warn_of_changes(
@@ -261,7 +265,7 @@ def _run(
         loop = Loop(
             space,
             settings,
-            learner=Learner(encoder, folder.predictors(settings, encoder), settings),
+            learner=_learner(folder, settings, encoder),
             draw_first=draw_first,
             seconds=device_times(store, settings),
         )
@@ -330,8 +334,7 @@ def finish_campaign(
             )
         write_json(folder.settings, settings.to_json())  # the predictor may have changed
         measurements = Measurements(store, settings.spec, settings.raw)
-        learner = Learner(encoder, folder.predictors(settings, encoder), settings)
-        loop = Loop(space, settings, learner=learner)
+        loop = Loop(space, settings, learner=_learner(folder, settings, encoder))
         outcome, last = CampaignLoop(
             loop, settings, store, measurements, None, watcher, settings.lead
         ).finish()
@@ -366,8 +369,7 @@ def _conclude(
     outcomes = {lead: outcome}
     about = {lead.name: metric_result(lead, result["rounds"][-1], settings, outcome.converged)}
     for metric in others:
-        learner = Learner(encoder, folder.predictors(settings, encoder), settings)
-        loop = Loop(encoder.space, settings, learner=learner)
+        loop = Loop(encoder.space, settings, learner=_learner(folder, settings, encoder))
         learning = CampaignLoop(loop, settings, store, measurements, None, watcher, metric)
         try:
             outcomes[metric], last = learning.finish()
