@@ -127,7 +127,7 @@ def test_the_number_of_networks() -> None:
 
 
 def test_the_cache_is_read_once_for_each_head_of_keys() -> None:
-    """What grows with the past: the cache is read and written, and attention computes over it."""
+    """With the past grow reading and writing of the cache, and the arithmetic of attention."""
     space = load_space("lm-decode", width_mult=0.125, contexts={"past": 1000})
     size, heads, kv_heads = 8, 16, 4
     one, more = (space.at(past=past).read("d1024; 8*h16g4f1536") for past in (1000, 1010))

@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from esm_host import Settings, load_run, profile, resume
+from esm_host import load_run, profile, resume
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import LatencyTable, write_table
 from esm_host.errors import DatasetError, DeviceError, UsageError
@@ -27,37 +27,15 @@ from esm_protos.messages import (
     BlockResult,
     EnergySensor,
     Measurement,
-    MeasureSpec,
     Model,
 )
 from tests.host.fake_campaign import SPACE, latency
+from tests.host.metric_campaign import ALL, NET_W, RAPL, SMALL
 
 pytestmark = pytest.mark.usefixtures("undrawn", "numbered")
 
-RAPL = EnergySensor("RAPL package-0", "package", 6e-5, 0.001)
 BROKEN = EnergySensor("RAPL", "package", problem="only root may read x", fix="sudo chmod a+r x")
-ALL = "latency,energy,peak_memory"
-SMALL = Settings(
-    "any",
-    resolution=32,
-    width_mult=0.25,
-    initial=20,
-    max_models=20,
-    block_size=5,
-    references=2,
-    bins=1,
-    predictor="ridge",
-    encoding="fc",
-    target_accuracy_percent=50,
-    spec=MeasureSpec(runs=12),
-    verify=0,
-    sampling="balanced",
-    energy_time_s=3,
-)
 ACCURATE = replace(SMALL, predictor="auto", encoding=None)
-NET_W = 5.0
-"""Power that an inference adds on the fake device."""
-
 Change = Callable[[Measurement], Measurement]
 
 

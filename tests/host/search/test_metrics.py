@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from esm_host import SearchSettings, Settings, load_search, profile, run_search
+from esm_host import SearchSettings, load_search, profile, run_search
 from esm_host.cli.app import app
 from esm_host.dataset.campaign_metric import ENERGY, LATENCY, PEAK_MEMORY
 from esm_host.errors import UsageError
@@ -19,29 +19,20 @@ from esm_host.search.objectives import parse_objective
 from esm_host.search.problem import Limit, Objective
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
-from esm_protos.messages import EnergySensor, MeasureSpec
+from esm_protos.messages import MeasureSpec
 from tests.host.fake_campaign import latency
+from tests.host.metric_campaign import ALL, NET_W, RAPL, SMALL
 
 pytestmark = pytest.mark.usefixtures("undrawn", "numbered")
 
-RAPL = EnergySensor("RAPL package-0", "package", 6e-5, 0.001)
-NET_W = 5.0
-SETTINGS = Settings(
-    "any",
-    resolution=32,
-    width_mult=0.25,
+SETTINGS = replace(
+    SMALL,
     initial=40,
     max_models=40,
     block_size=10,
-    bins=1,
-    predictor="ridge",
-    encoding="fc",
-    target_accuracy_percent=50,
+    references=4,
     spec=MeasureSpec(runs=5),
-    verify=0,
-    sampling="balanced",
-    metric="latency,energy,peak_memory",
-    energy_time_s=3,
+    metric=ALL,
 )
 
 
