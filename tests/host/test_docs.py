@@ -18,7 +18,7 @@ from esm_host.exporting.torch_source import torch_source
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
-from esm_models.spaces import load_space
+from esm_models.spaces import SPACES, load_space
 from esm_protos.messages import MeasureSpec
 
 ROOT = Path(__file__).parents[2]
@@ -156,3 +156,16 @@ def test_the_search_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (found.front.values["latency_at_most_ms"] <= 30).all()
     decoded = found.problem.space.decode(found.front.codes)
     assert len(names["estimate"](decoded)) == len(decoded)
+
+
+def test_the_short_forms_of_all_spaces_are_networks() -> None:
+    page = (ROOT / "docs" / "search-spaces.md").read_text()
+    table = page[page.index("| name | short form |") :].partition("\n\n")[0]
+    shown = set()
+    for row in table.splitlines()[2:]:
+        names, forms = (re.findall("`(.+?)`", cell) for cell in re.split(r"(?<!\\)\|", row)[1:3])
+        for name, form in zip(names, forms if len(forms) > 1 else forms * len(names), strict=True):
+            text = form.replace("\\|", "|")
+            assert load_space(name).read(text).to_text() == text
+            shown.add(name)
+    assert shown == set(SPACES)
