@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from esm_host.atomic import write_json
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run, load_run
-from esm_host.campaign.session import connected, open_session
+from esm_host.campaign.session import connect_devices, open_session
 from esm_host.campaign.watcher import Watcher
 from esm_host.search.anchors import most_alike
 from esm_host.search.costs import NetworkCost
@@ -124,7 +124,9 @@ def measured_again(
     resume = folder.settings.exists()
     watcher = Watcher()
     with ExitStack() as stack:
-        found = stack.enter_context(connected(settings, space, resume, 60, True, watcher.warn))
+        found = stack.enter_context(
+            connect_devices(settings, space, resume, 60, True, watcher.warn)
+        )
         folder.prepare(resume)
         write_json(folder.settings, settings.to_json())
         stack.enter_context(folder.locked())
