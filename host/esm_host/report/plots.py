@@ -61,6 +61,14 @@ def of_metric(measurements: pd.DataFrame, metric: CampaignMetric) -> pd.DataFram
     )
 
 
+def measured_text(unit: str) -> str:
+    """Return the Vega expression of a measured value with its interval."""
+    return (
+        f"format(datum.latency_ms, '.4~g') + ' {unit}' + (isValid(datum.interval_percent)"
+        " ? ' ± ' + format(datum.interval_percent, '.1f') + ' %' : '')"
+    )
+
+
 def predicted_against_measured(measurements: pd.DataFrame, unit: str = "ms") -> alt.LayerChart:
     """Return a chart of held-out predictions against measurements, by depth bin.
 
@@ -78,9 +86,7 @@ def predicted_against_measured(measurements: pd.DataFrame, unit: str = "ms") -> 
     points = (
         alt.Chart(frame)
         .transform_calculate(
-            latency=f"format(datum.latency_ms, '.4~g') + ' {unit}' + ("
-            "isValid(datum.interval_percent)"
-            " ? ' ± ' + format(datum.interval_percent, '.1f') + ' %' : '')",
+            latency=measured_text(unit),
             error="format(datum.error_percent, '+.1f') + ' %'",
         )
         .mark_point()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from esm_host.report.plots import compact, diagonal, latency_scale, layered
+from esm_host.report.plots import compact, diagonal, latency_scale, layered, measured_text
 
 
 def held_out_predictions(models: pd.DataFrame, unit: str = "ms") -> alt.LayerChart:
@@ -25,9 +25,7 @@ def held_out_predictions(models: pd.DataFrame, unit: str = "ms") -> alt.LayerCha
     base = (
         alt.Chart(frame)
         .transform_calculate(
-            latency=f"format(datum.latency_ms, '.4~g') + ' {unit}' + ("
-            "isValid(datum.interval_percent)"
-            " ? ' ± ' + format(datum.interval_percent, '.1f') + ' %' : '')",
+            latency=measured_text(unit),
             error="format(datum.error_percent, '+.1f') + ' %'",
             interval="format(datum.low_ms, '.4~g') + ' to ' + format(datum.high_ms, '.4~g')"
             f" + ' {unit}'",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import norm
 
 from esm_host.dataset import campaign_metric as metrics
@@ -96,6 +98,19 @@ class LatencyMeasure:
         return dict(zip(self._names, found, strict=True))
 
 
+def energy_delay(values: Mapping[str, Any] | pd.DataFrame, device: str = "") -> dict[str, Any]:
+    """Return the energy-delay product by its name; nothing without an energy.
+
+    Args:
+        values: Latencies, ms, and energies, mJ, by the names of the device's quantities.
+        device: Name of the device if there are several.
+    """
+    latency, energy = (quantity(name, device) for name in (LATENCY, metrics.ENERGY.key))
+    if energy not in values:
+        return {}
+    return {quantity(ENERGY_DELAY, device): values[latency] * values[energy]}
+
+
 class DeviceMeasure:
     """Measure of all metrics of one device, and of its energy-delay product.
 
@@ -112,7 +127,4 @@ class DeviceMeasure:
         found: dict[str, Floats] = {}
         for part in self._parts:
             found.update(part(codes))
-        latency, energy = (quantity(n, self._device) for n in (LATENCY, metrics.ENERGY.key))
-        if energy in found:
-            found[quantity(ENERGY_DELAY, self._device)] = found[latency] * found[energy]
-        return found
+        return found | energy_delay(found, self._device)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from esm_host.campaign.folder import RunFolder
 from esm_host.campaign.run import Run, load_run
-from esm_host.dataset.campaign_metric import ENERGY, CampaignMetric
+from esm_host.dataset.campaign_metric import CampaignMetric
 from esm_host.errors import DatasetError, EsmError, UsageError
 from esm_host.search.costs import NetworkCost
 from esm_host.search.front import Floats, nondominated
-from esm_host.search.latency import ENERGY_DELAY, LATENCY, measured_at_most, quantity
+from esm_host.search.latency import LATENCY, energy_delay, measured_at_most, quantity
 from esm_host.search.objectives import COUNTED, read_measure
 from esm_host.search.problem import Limit, Objective, Problem, quantities_of
 from esm_host.search.settings import SearchFolder, SearchSettings
@@ -182,9 +182,7 @@ class SearchRecord:
         architectures = [each for each, kept in zip(architectures, there, strict=True) if kept]
         frame, codes = frame[there].reset_index(drop=True), codes[there]
         for device in self.devices:
-            if (energy := quantity(ENERGY.key, device)) in frame:
-                latency_ms = frame[quantity(LATENCY, device)]
-                frame[quantity(ENERGY_DELAY, device)] = latency_ms * frame[energy]
+            frame = frame.assign(**energy_delay(frame, device))
         frame = frame.assign(
             architecture=[a.to_text() for a in architectures],
             depth=[a.depth for a in architectures],
