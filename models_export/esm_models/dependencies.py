@@ -59,9 +59,9 @@ class Dependencies:
         chosen = self.space.choices_of(blocks)
         choices = [codes[chosen[:, place]] for place, codes in self._choices]
         blocks = self.space.blocks_of(blocks)
-        n, units, _ = blocks.shape
+        n, units, slots = blocks.shape
         # The last row of features is for code -1.
-        own = self._features[blocks.reshape(n, -1)]
+        own = self._features[blocks.reshape(n, units * slots)]
         before = np.full_like(own, -1)
         last = np.full_like(own[:, 0], -1)
         for place in range(own.shape[1]):
@@ -70,7 +70,7 @@ class Dependencies:
             last = np.where(present, own[:, place], last)
         own = np.concatenate([np.zeros_like(own[:, :1]), own], axis=1)
         before = np.concatenate([last[:, None], before], axis=1)
-        first = self._features[blocks[:, :, 0]].reshape(n, 1, -1)
+        first = self._features[blocks[:, :, 0]].reshape(n, 1, units * self._features.shape[1])
         depth = (blocks >= 0).sum(axis=2).reshape(n, 1, units)
         shared = np.concatenate([first, depth, *(each[:, None] for each in choices)], axis=2)
         shared = np.broadcast_to(shared, (*own.shape[:2], shared.shape[2]))

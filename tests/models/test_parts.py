@@ -247,6 +247,12 @@ def test_what_is_looked_up_is_what_tracing_gives(space: SearchSpace) -> None:
     assert table.additive == (not space.levels)
 
 
+def test_no_architectures_have_no_rows(space: SearchSpace) -> None:
+    table = part_table(space)
+    table.rows(random_codes(space, 20))  # some spaces learn on what their parts depend
+    assert len(table.rows(space.encode([]))) == 0
+
+
 def test_every_cell_is_looked_up_as_it_is_traced() -> None:
     """Dead ends and images that arrive twice are where a formula goes wrong."""
     space = load_space("nasbench201", resolution=16)
