@@ -71,7 +71,9 @@ SCALES = {
     "mobilenetv4": Scale(128, 0.5),
     "detector": Scale(96, 0.5, wanted_percent=95.0),
     "hat": Scale(16, 0.25),
+    "hat-encoder": Scale(16, 0.25),
     "hat-step": Scale(30, 0.25),
+    "lm-prefill": Scale(32, 0.125),
     "lm-decode": Scale(32, 0.125),
 }
 OTHERS = Scale(64, 0.25)

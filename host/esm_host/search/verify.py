@@ -75,12 +75,14 @@ class Verification:
             nothing to the front.
         rounds: Rounds in order.
         closest: Measured architecture closest to the limits.
+        known: All measured architectures, the campaign's own among them.
     """
 
     front: Candidates
     stable: bool
     rounds: tuple[Round, ...]
     closest: Candidates
+    known: Candidates
 
     @property
     def measured(self) -> int:
@@ -152,7 +154,7 @@ def verify_front(
     final = problem([site.latency(probability) for site in sites])
     found = final.evaluate(_known(sites, final))
     closest = found[np.argsort(found.excess, kind="stable")[:1]]
-    return Verification(found.front(), stable, tuple(rounds), closest)
+    return Verification(found.front(), stable, tuple(rounds), closest, found)
 
 
 def _measure(sites: Sequence[Site], chosen: Candidates) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from esm_host.atomic import write_json
 from esm_host.errors import DatasetError
 from esm_host.search.front import Floats
+from esm_host.search.latency import bounded_by
 from esm_host.search.problem import Candidates, Problem, quantities_of
 from esm_host.search.settings import SearchFolder, SearchSettings
 from esm_host.search.verify import Round, Verification
@@ -42,6 +43,7 @@ def write_front(
         result |= {
             "stable": verified.stable,
             "measured": verified.measured,
+            "at_most": _bounds(verified.known, problem.space),
             "rounds": [_round_json(each, problem.space) for each in verified.rounds],
         }
     if proxy is not None:
@@ -88,6 +90,15 @@ def _rows(found: Candidates, space: SearchSpace) -> list[dict[str, Any]]:
         }
         for row, architecture in enumerate(space.decode(found.codes))
     ]
+
+
+def _bounds(found: Candidates, space: SearchSpace) -> dict[str, dict[str, float | None]]:
+    """Return the upper bounds of measured architectures by their keys, then by quantity."""
+    names = [name for name in found.values if bounded_by(name) != name]
+    return {
+        architecture.key: {name: _number(found.values[name][row]) for name in names}
+        for row, architecture in enumerate(space.decode(found.codes))
+    }
 
 
 def _number(value: float) -> float | None:

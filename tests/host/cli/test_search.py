@@ -1,6 +1,7 @@
 """``esm-host search`` as users meet it, on a device of which the truth is known."""
 
 import json
+import random
 import re
 import shutil
 from collections import Counter
@@ -16,6 +17,7 @@ from esm_host.campaign.run import load_run
 from esm_host.dataset.benchmarks import LatencyTable, read_benchmark, write_table
 from esm_host.sampling.bins import DepthBins
 from esm_host.sampling.random import RandomSampler
+from esm_host.search.latency import measured_at_most
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
 from esm_models.architecture import Architecture
@@ -98,6 +100,32 @@ def test_the_campaigns_predictor_has_learnt_from_it(run: Path, fake: FakeProfile
     np.testing.assert_allclose(
         again, campaign.predictor.predict(campaign._encode(campaign.sample(20))), rtol=1e-4
     )
+
+
+def test_a_bound_is_that_of_the_measurement_or_of_what_was_learnt(
+    tmp_path: Path, fake: FakeProfiler
+) -> None:
+    def shifted(model: Model) -> float:
+        """Latency of which a part is the model's own, so that no predictor knows it."""
+        return latency(model) * (0.95 + 0.1 * random.Random(model.model_id).random())
+
+    fake._latency = shifted
+    run = tmp_path / "run"
+    learns = ["--predictor", "auto", "--target-accuracy", 1]
+    assert esm_host("profile", *QUICK, *learns, "--run", run).exit_code == 0
+    assert esm_host("search", run, "--max-latency", budget(run), *SEARCH).exit_code == 0
+    campaign, bounds = load_run(run), front(run / "search")["at_most"]
+    figures = campaign.figures()
+    assert bounds.keys() == {a.key for a in figures.architectures}
+    found_ms = np.array([bounds[a.key]["latency_at_most_ms"] for a in figures.architectures])
+    encodings = campaign.encoder.encode(figures.architectures)
+    learnt_ms = campaign.predictor.predict_at_most(encodings, 0.9)[1]
+    measured_ms = measured_at_most(figures.latency_ms, figures.interval, 0.9)
+    exact = figures.interval == 0  # references
+    larger_ms = np.where(exact, measured_ms, np.maximum(measured_ms, learnt_ms))
+    np.testing.assert_allclose(found_ms, larger_ms, rtol=1e-4)
+    assert exact.any()
+    assert 0 < (larger_ms > measured_ms).sum() < (~exact).sum()
 
 
 def test_the_campaign_goes_on_as_if_nothing_had_been_searched(
