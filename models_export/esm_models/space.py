@@ -567,6 +567,9 @@ class SearchSpace(ABC):
         for name in contexts:
             if name not in self.contexts:
                 own = ", ".join(self.contexts) or "none"
+                if name in self._known_contexts():
+                    text = f"context '{name}' has one value here: measure with several to vary it"
+                    raise InvalidSpaceError(f"{text}; varied are {own}")
                 raise InvalidSpaceError(f"unknown context '{name}': the space has {own}")
         space = self.with_contexts({name: (value,) for name, value in contexts.items()})
         return space._copy(_fixed={**self._fixed, **contexts})

@@ -234,9 +234,8 @@ def _measure(
     )
     codes = run.space.encode(figures.architectures)
     at_most = measured_at_most(figures.latency_ms, figures.interval, probability)
-    noisy = figures.interval > 0
-    if isinstance(predictor, IntervalPredictor) and noisy.any():
+    if isinstance(predictor, IntervalPredictor) and figures.interval.any():
         # What is chosen because it was measured to be fast was often measured too fast. The
-        # predictor has learnt this measurement and those of similar networks.
-        at_most[noisy] = np.maximum(at_most[noisy], predict(codes[noisy], probability)[1])
+        # predictor has learnt this measurement and those of similar networks. NaN stays NaN.
+        at_most = np.maximum(at_most, predict(codes, probability)[1])
     return LatencyMeasure(predict, codes, figures.latency_ms, at_most, probability, name, metric)

@@ -139,7 +139,8 @@ def test_predict_places_networks_in_the_context_that_is_given(run: Path, tmp_pat
 KNOWN = "the contexts of lm-decode are past, batch"
 REFUSED = {
     "predict RUN --sample 2 --context pst=9": "unknown context 'pst': the space has past",
-    "predict RUN --sample 2 --context batch=9": "unknown context 'batch': the space has past",
+    "predict RUN --sample 2 --context batch=9": "context 'batch' has one value here: measure "
+    "with several to vary it; varied are past",
     "predict RUN --sample 2 --context past=far": "--context past=far: give whole numbers of 1 or "
     f"more; {KNOWN}",
     "predict RUN --sample 2 --context past=1,2": "--context past=1,2: give one value",
