@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import esm_host
 from benchmarks.agreement import compare
@@ -48,9 +49,10 @@ def agent(folder: Path) -> Iterator[str]:
     (folder / "counter.py").write_text(COUNTER)
     command = [sys.executable, "-m", "esm_agent.cli", "serve", "--port", "0"]
     options = ["--energy", f"{folder / 'counter.py'}:Counter", "--until-stdin-closes"]
-    with subprocess.Popen(
-        [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:  # leaving closes its input, which ends it
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    pipes["stderr"] = subprocess.DEVNULL
+    with subprocess.Popen([*command, *options], **pipes, text=True) as process:
+        # Leaving closes its input, which ends it.
         assert process.stdout is not None
         yield process.stdout.readline().split()[-1]
 
