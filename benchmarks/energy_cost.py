@@ -67,7 +67,8 @@ def block(models: list[str], address: str, energy: bool) -> tuple[dict[str, floa
     found = timing.results()
     if energy and found["energy_mj"].isna().any():
         raise SystemExit("a model has no energy: " + "; ".join(timing.warnings))
-    return dict(zip(found["model"], found["trimmed_mean_ms"], strict=True)), took_s
+    names = [Path(name).stem for name in found["model"]]
+    return dict(zip(names, found["trimmed_mean_ms"], strict=True)), took_s
 
 
 def main() -> None:
