@@ -375,6 +375,7 @@ def block_to_requests(block: Block, lease_id: str) -> Iterator[pb.MeasureBlockRe
         peak_memory=block.peak_memory,
         profile_runs=block.profile_runs,
         energy_s=block.energy_s,
+        raw=block.raw,
     )
     *first_parts, last_part = _header_parts(header, headers)
     for header_part in first_parts:

@@ -187,6 +187,11 @@ class Estimate:
     shift: Shift | None = None
 
     @property
+    def in_block(self) -> Estimate:
+        """Estimate of the latency in the block, at the block's pace."""
+        return replace(self, latency_ns=self.block_pace_ns, parts=self.parts.raw)
+
+    @property
     def latency_ms(self) -> float:
         """Latency at the usual pace, ms."""
         return self.latency_ns / 1e6

@@ -558,6 +558,8 @@ class Block:
         profile_runs: Number of profiled runs per model, after all timing; 0 for none.
         energy_s: Time for measuring the energy of each model, after all timing, seconds; 0 for
             none.
+        raw: Whether the precision of ``spec`` is that of latencies in the block, and not at the
+            device's usual pace.
     """
 
     block_id: str
@@ -566,6 +568,7 @@ class Block:
     peak_memory: bool = False
     profile_runs: int = 0
     energy_s: float = 0.0
+    raw: bool = False
 
 
 @dataclass(frozen=True)

@@ -272,6 +272,12 @@ def test_a_block_asks_for_energy() -> None:
     assert pb.BlockHeader().energy_s == 0, "older hosts do not ask"
 
 
+def test_a_block_asks_for_the_precision_of_what_is_measured() -> None:
+    block = Block("b", MeasureSpec(), (Model("m", b"x"),), raw=True)
+    assert next(iter(convert.block_to_requests(block, "lease"))).header.raw
+    assert not pb.BlockHeader().raw, "older hosts ask for that at the usual pace"
+
+
 def test_an_agent_without_a_table_is_known_by_its_names_and_gpus() -> None:
     state = pb.DeviceState(gpus=[pb.GpuState(name="H100")])
     info = convert.device_info_from_pb(pb.DeviceInfo(providers=["cpu", "cuda"], state=state))

@@ -40,6 +40,7 @@ class UploadedBlock:
             one.
         profile_runs: Number of profiled runs of every model, after all models are timed.
         energy_s: Time for measuring the energy of each model, after that, seconds; 0 for none.
+        raw: Whether a precision is that of latencies in the block, not at the usual pace.
     """
 
     block_id: str
@@ -49,3 +50,4 @@ class UploadedBlock:
     peak_memory: bool = False
     profile_runs: int = 0
     energy_s: float = 0.0
+    raw: bool = False

@@ -622,7 +622,8 @@ def _estimates(
         ],
         usual=job.usual,
     )
-    return dict(zip(taken, block.models, strict=True))
+    models = (each.in_block if job.raw else each for each in block.models)
+    return dict(zip(taken, models, strict=True))
 
 
 def _sequential(

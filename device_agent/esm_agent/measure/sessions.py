@@ -47,6 +47,7 @@ class Job(NamedTuple):
         references: Reference models of the agent to time with the block.
         usual: Usual latencies of the reference models; None without history.
         energy_s: Time for measuring the energy of each model, seconds; 0 for none.
+        raw: Whether a precision is that of latencies in the block, not at the usual pace.
     """
 
     spec: MeasureSpec
@@ -59,6 +60,7 @@ class Job(NamedTuple):
     references: tuple[UploadedModel, ...] = ()
     usual: UsualLatencies | None = None
     energy_s: float = 0.0
+    raw: bool = False
 
 
 class Loaded(NamedTuple):

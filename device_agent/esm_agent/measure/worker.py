@@ -317,6 +317,7 @@ class Worker:
                 references=references,
                 usual=usual,
                 energy_s=block.energy_s,
+                raw=block.raw,
             )
             attempt = self._attempt(job, ends, on_progress, cancelled, finish_requested)
             if isinstance(attempt, JobResult):

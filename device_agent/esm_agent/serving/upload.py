@@ -95,6 +95,7 @@ def receive(
         header.peak_memory,
         header.profile_runs,
         header.energy_s,
+        header.raw,
     )
 
 

@@ -307,6 +307,7 @@ class _Lane:
             tuple(batch.models),
             settings.measures_memory,
             energy_s=settings.energy_s,
+            raw=settings.raw,
         )
         try:
             self._sent.append(_Sent(batch, block, self.member.profiler.submit(block)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import uuid
@@ -150,6 +149,7 @@ def time_models(
                     first,
                     settings.profile_runs if first else 0,
                     settings.energy_s if first and has_energy_sensor(device) else 0.0,
+                    settings.raw,
                     report,
                     thread.submitted,
                 )
@@ -223,7 +223,7 @@ def time_block(
         DeviceError: the device is unreachable or refuses.
     """
     measured = _measure(
-        profiler, request, spec, peak_memory, profile_runs, 0.0, on_progress, on_submit
+        profiler, request, spec, peak_memory, profile_runs, 0.0, False, on_progress, on_submit
     )
     return _device_timing(name, request, [measured], raw=False)
 
@@ -292,6 +292,7 @@ def _measure(
     peak_memory: bool,
     profile_runs: int,
     energy_s: float,
+    raw: bool,
     on_progress: OnProgress,
     on_submit: Callable[[Pending], None],
 ) -> _Measured:
@@ -301,7 +302,7 @@ def _measure(
     check_threads(info, [entry.model.case.threads for entry in request])
     check_models(info.limits, models, {entry.model.sha256: entry.file.outline for entry in request})
     check_energy(info.limits, spec, energy_s, len(models))
-    block = Block(uuid.uuid4().hex, spec, models, peak_memory, profile_runs, energy_s)
+    block = Block(uuid.uuid4().hex, spec, models, peak_memory, profile_runs, energy_s, raw)
     pending = profiler.submit(block)
     began: list[float] = []
 
@@ -555,11 +556,4 @@ def _latency(
     measured: Measurement, block: BlockEstimate, models: Mapping[str, Estimate], raw: bool
 ) -> BlockLatency:
     estimate = models[measured.model_id]
-    return BlockLatency(measured, _raw(estimate) if raw else estimate, block.paces)
-
-
-def _raw(estimate: Estimate) -> Estimate:
-    """Return the estimate at the pace of its block."""
-    slower = estimate.shift.value if estimate.shift else 0.0
-    latency_ns = estimate.latency_ns * math.exp(slower)
-    return replace(estimate, latency_ns=latency_ns, parts=estimate.parts.raw)
+    return BlockLatency(measured, estimate.in_block if raw else estimate, block.paces)

@@ -501,7 +501,7 @@ class SessionSettings(_message.Message):
     def __init__(self, opt_level: _Optional[str] = ..., execution_mode: _Optional[str] = ..., inter_op: _Optional[int] = ..., session_options: _Optional[_Mapping[str, str]] = ..., free_dims: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class BlockHeader(_message.Message):
-    __slots__ = ("protocol_version", "block_id", "spec", "models", "lease_id", "peak_memory", "profile_runs", "energy_s")
+    __slots__ = ("protocol_version", "block_id", "spec", "models", "lease_id", "peak_memory", "profile_runs", "energy_s", "raw")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     BLOCK_ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -510,6 +510,7 @@ class BlockHeader(_message.Message):
     PEAK_MEMORY_FIELD_NUMBER: _ClassVar[int]
     PROFILE_RUNS_FIELD_NUMBER: _ClassVar[int]
     ENERGY_S_FIELD_NUMBER: _ClassVar[int]
+    RAW_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     block_id: str
     spec: MeasureSpec
@@ -518,7 +519,8 @@ class BlockHeader(_message.Message):
     peak_memory: bool
     profile_runs: int
     energy_s: float
-    def __init__(self, protocol_version: _Optional[int] = ..., block_id: _Optional[str] = ..., spec: _Optional[_Union[MeasureSpec, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelHeader, _Mapping]]] = ..., lease_id: _Optional[str] = ..., peak_memory: bool = ..., profile_runs: _Optional[int] = ..., energy_s: _Optional[float] = ...) -> None: ...
+    raw: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., block_id: _Optional[str] = ..., spec: _Optional[_Union[MeasureSpec, _Mapping]] = ..., models: _Optional[_Iterable[_Union[ModelHeader, _Mapping]]] = ..., lease_id: _Optional[str] = ..., peak_memory: bool = ..., profile_runs: _Optional[int] = ..., energy_s: _Optional[float] = ..., raw: bool = ...) -> None: ...
 
 class ModelHeader(_message.Message):
     __slots__ = ("model_id", "size_bytes", "sha256", "sent_bytes", "encoding", "external", "shapes", "inputs", "threads")

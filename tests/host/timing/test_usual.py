@@ -152,6 +152,8 @@ def test_raw_is_as_measured(monkeypatch: pytest.MonkeyPatch, models: list[Path])
     usual = timed(monkeypatch, slow, models, "--json", "-")
     raw = timed(monkeypatch, slow, models, "--raw", "--json", "-")
     assert slow.blocks[-1].spec.references, "they are kept all the same"
+    asked = [block.raw for block in slow.blocks]
+    assert asked == [False, True], "the agent goes on to the precision of what is reported"
     data = json.loads(raw.stdout)
     assert data["context"]["raw"] is True
     assert json.loads(usual.stdout)["context"]["raw"] is False
