@@ -311,6 +311,25 @@ def test_the_cost_aware_extension_needs_bins(fake: FakeProfiler, tmp_path: Path)
     assert result["measured_models"] == 30
 
 
+def test_interrupted_in_its_first_block_it_offers_to_continue_only(
+    fake: FakeProfiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = fake.answer
+
+    def interrupted(*arguments):
+        if len(fake.blocks) == 1:  # the probe
+            raise KeyboardInterrupt
+        return answer(*arguments)
+
+    monkeypatch.setattr(fake, "answer", interrupted)
+    result = esm_host("profile", *QUICK, "--run", tmp_path / "r")
+    assert result.exit_code == 130
+    assert f"no model was measured yet: esm-host profile --run {tmp_path / 'r'} --resume" in (
+        result.stderr
+    )
+    assert "--finish" not in result.stderr
+
+
 def test_interrupted_it_keeps_what_it_has_and_resumes(
     fake: FakeProfiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
