@@ -294,7 +294,7 @@ def _estimate(
         UsageError: the budget is too small.
     """
     here = next(member for member in found.members if member.name in found.answers)
-    told = estimate(here.profiler, space, settings)
+    told = estimate(here.profiler, space, settings, settings.initial)
     if told is None:  # the first round reports what fails
         return
     watcher.on_estimate(told)
