@@ -26,6 +26,24 @@ def test_runs_that_agree_give_one_number() -> None:
     assert told.least_ms < told.most_ms
 
 
+class Delays(FakeProfiler):
+    """A device whose other programs delay all runs of the first model but one."""
+
+    def measure(self, block: Block, *arguments: Any) -> BlockResult:
+        result = super().measure(block, *arguments)
+        first, *others = result.measurements
+        delayed = first.latency_ns + 100_000_000
+        delayed[3] = first.latency_ns[3]
+        return replace(result, measurements=(replace(first, latency_ns=delayed), *others))
+
+
+def test_delays_do_not_turn_the_networks_round() -> None:
+    told, quiet = (estimate(each, SPACE, EXACT, 40) for each in (Delays(latency), FakeProfiler(latency)))
+    assert told is not None
+    assert quiet is not None
+    assert (told.least_ms, told.most_ms) == pytest.approx((quiet.least_ms, quiet.most_ms))
+
+
 def test_runs_that_scatter_give_a_range() -> None:
     told = estimate(FakeProfiler(latency, noise=0.3), SPACE, EXACT, 40)
     assert told is not None
