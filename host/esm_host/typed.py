@@ -102,10 +102,12 @@ def check_fields(settings: object) -> None:
 def _check(name: str, value: Any, annotation: object, names: Mapping[str, Any]) -> None:
     if not isinstance(annotation, str) or _takes(_parsed(annotation), value, names):
         return
-    kind = type(value)
+    kind, wanted = type(value), _parsed(annotation)
     given = f" {value!r:.80}" if kind.__module__ == "builtins" else ""
-    takes = _words(_parsed(annotation))
-    raise WrongTypeError(f"{argument(name)}{given} is of type {kind.__name__}: give {takes}")
+    wrong = f"is of type {kind.__name__}"
+    if kind in (list, tuple, dict) and _takes(wanted, kind(), names):
+        wrong = "has an entry of another type"
+    raise WrongTypeError(f"{argument(name)}{given} {wrong}: give {_words(wanted)}")
 
 
 @functools.cache
@@ -197,7 +199,7 @@ def _alternatives(wanted: ast.expr) -> Iterator[str]:
         assert isinstance(wanted.slice, ast.Tuple)
         inner = wanted.slice.elts[1]
         anything = _name(inner) in ("Any", "object")
-        yield "a dictionary" if anything else f"a dictionary from names to {_words(inner)}"
+        yield f"a dictionary from names to {'values' if anything else _words(inner)}"
     else:
         name = _name(wanted.value if isinstance(wanted, ast.Subscript) else wanted)
         yield _WORDS.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

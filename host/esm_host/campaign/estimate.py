@@ -17,6 +17,8 @@ from esm_protos.messages import Block, Model
 
 PROBE_RUNS = 5
 """Number of counted runs of each of the two networks."""
+_REFERENCES_SHARE = 0.1
+"""Share of a long block's time in which the agent times its own reference models."""
 _FEWER_RUNS = 3
 """Factor by which the runs of a precise model may be fewer than allowed."""
 
@@ -26,10 +28,11 @@ class Estimate:
     """Estimate of a campaign's device time.
 
     Attributes:
-        least_ms: Latency of the smallest network, ms.
-        most_ms: Latency of the largest network, ms.
-        model_s: Device time of a model between them, its share of references included, s: with
-            all allowed runs, each as long as the slowest of the probe.
+        least_ms: Latency of the smallest network, ms: the fastest run of the probe.
+        most_ms: Latency of the largest network, ms; the same.
+        model_s: Device time of a model between them, with its share of references and of what a
+            block takes besides, s: with all allowed runs, each as long as the slowest of the
+            probe.
         model_low_s: Device time with the fastest runs, and fewer of them if models end at a
             precision, s.
         is_measured: Whether the values are those of measured blocks.
@@ -43,30 +46,41 @@ class Estimate:
 
 
 def estimate(
-    profiler: Profiler, space: SearchSpace, settings: MeasuringSettings
+    profiler: Profiler, space: SearchSpace, settings: MeasuringSettings, first: int
 ) -> Estimate | None:
     """Return the estimate of a new campaign; None if the device cannot measure both networks.
+
+    Args:
+        profiler: Device.
+        space: Search space of the campaign.
+        settings: Settings of measuring.
+        first: Number of models of the first round.
 
     Raises:
         DeviceError: the device is unreachable or refuses.
     """
     spec = settings.spec
-    brief = replace(
-        spec, runs=PROBE_RUNS, precision=0.0, references=False, sessions=1, long_visits=0
-    )
+    brief = replace(spec, runs=PROBE_RUNS, precision=0.0, sessions=1, long_visits=0)
     models = [Model(a.key, space.build(a)) for a in space.extremes()]
     result = profiler.measure(Block(uuid.uuid4().hex, brief, tuple(models)))
     if any(each.failure is not None for each in result.measurements):
         return None
     runs_ms = np.array([each.latency_ns for each in result.measurements]) / 1e6
     load_ms = float(np.mean([each.load_ns for each in result.measurements])) / 1e6
-    share = (settings.block_size + settings.references) / settings.block_size
+    probe = DeviceTime(runs_with_warmup(brief, PROBE_RUNS), load_ms)
+    # Short blocks take it too: the agent loads its reference models, and visits each a few times.
+    besides_s = max(result.busy_ns / 1e9 - float(probe.seconds(runs_ms.mean(axis=1)).sum()), 0.0)
+    size = min(settings.block_size, first)
 
     def model_s(runs: int, latency_ms: NDArray[np.float64]) -> float:
         time = DeviceTime(runs_with_warmup(spec, runs), load_ms)
-        return share * (float(time.seconds(latency_ms).mean()) + settings.energy_s)
+        models_s = (size + settings.references) * float(time.seconds(latency_ms).mean())
+        share_s = _REFERENCES_SHARE * models_s if result.references else 0.0
+        energy_s = (size + settings.references) * settings.energy_s
+        return (models_s + max(besides_s, share_s) + energy_s) / size
 
-    least_ms, most_ms = np.median(runs_ms, axis=1).tolist()
+    # Another program can delay most of five runs, by more than the networks differ.
+    least_ms, most_ms = runs_ms.min(axis=1).tolist()
     fewest = -(-spec.runs // _FEWER_RUNS) if spec.precision else spec.runs
     return Estimate(
         least_ms,

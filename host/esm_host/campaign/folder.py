@@ -21,7 +21,7 @@ from esm_host.dataset.database import (
     SqliteFile,
     without_password,
 )
-from esm_host.dataset.store import Store
+from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.errors import BusyError, DatasetError, MismatchError, RunExistsError, UsageError
 from esm_host.extension.settings import Settings, TrainingSettings
 from esm_host.plugins import own_failures
@@ -125,6 +125,17 @@ class RunFolder:
                 f"{self.path} holds no measurements yet: {resume_command(self.path)} begins them"
             )
         return Store(self.database)
+
+    def has_models(self) -> bool:
+        """Return whether models are measured, besides the references.
+
+        Raises:
+            DatasetError: the store is unusable or unreachable.
+        """
+        if not self.database.exists():
+            return False
+        with closing(self.open_store()) as store:
+            return any(block.round != REFERENCE_ROUND for block in store.blocks())
 
     def prepare(self, resume: bool) -> None:
         """Create the folder of a new campaign, or check and refresh that of an old one.

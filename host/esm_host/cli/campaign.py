@@ -71,11 +71,14 @@ def run_campaign(
         else:
             ended = campaign.run_campaign(settings, folder, resume, patience_s, wait, live)
     except KeyboardInterrupt:
-        kept = (
-            f"measurements are kept: esm-host profile --run {path} --resume continues, "
-            "--resume --finish trains on them"
-        )
-        live.warn(f"interrupted; {kept if folder.settings.exists() else 'nothing was measured'}")
+        resumes = f"esm-host profile --run {path} --resume continues"
+        if not folder.settings.exists():
+            kept = "nothing was measured"
+        elif folder.has_models():
+            kept = f"measurements are kept: {resumes}, --resume --finish trains on them"
+        else:
+            kept = f"no model was measured yet: {resumes}"
+        live.warn(f"interrupted; {kept}")
         return INTERRUPTED
     live.stop()
     if ended.failures:

@@ -399,7 +399,9 @@ class Loop:
             return ""
         settings = self._settings
         if self._to_learn_from >= settings.max_models:
-            return f"{argument('max_models')} {settings.max_models} is reached"
+            checked = len(self._checked)
+            without = f", without the {counted(checked, 'model')} of the check" if checked else ""
+            return f"{argument('max_models')} {settings.max_models} is reached{without}"
         return f"{settings.named_budget} is used"
 
     @property

@@ -51,7 +51,7 @@ def signatures(
     found = []
     if len(last) == _LOOKED_AT:
         found += _bin_signatures(last, settings) or _plateau_signatures(last, settings, interval)
-    return [*found, *_control_signatures(last, settings)]
+    return [*found, *_control_signatures(rounds, settings)]
 
 
 def _plateau_signatures(
@@ -111,17 +111,20 @@ def _bin_signatures(
 
 
 def _control_signatures(
-    last: Sequence[Mapping[str, Any]], settings: MeasuringSettings
+    rounds: Sequence[Mapping[str, Any]], settings: MeasuringSettings
 ) -> list[Signature]:
+    last, earlier = rounds[-_LOOKED_AT:], rounds[:-_LOOKED_AT]
     again = sum(each["qc"]["remeasured_blocks"] for each in last)
-    models = last[-1]["measured_models"] - (last[0]["measured_models"] if len(last) > 1 else 0)
+    models = last[-1]["measured_models"] - (earlier[-1]["measured_models"] if earlier else 0)
     blocks = max(models / settings.block_size, 1)
     steady = again / blocks < _FAILED_SHARE and last[-1]["qc"]["passed"]
     if steady or not again:
         return []
+    runs = "max_runs" if settings.spec.precision else "runs"
     text = (
         f"quality control keeps failing: {counted(again, 'block')} of the last rounds had to be "
-        f"measured again. The device is unstable: {_QUIETER}, or give more {argument('runs')}"
+        f"measured again. The device is unstable: {_QUIETER}, or give more runs of each model in a "
+        f"new campaign ({argument(runs)} {settings.spec.runs})"
     )
     return [Signature("quality control", text)]
 

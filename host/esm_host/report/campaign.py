@@ -50,6 +50,7 @@ VERDICTS = {
 }
 
 _MOST = 10  # rows of a table of extremes
+_LEAST = 5  # models whose median error a caption may name
 
 
 def campaign_page(run: Run) -> Page:
@@ -63,10 +64,9 @@ def campaign_page(run: Run) -> Page:
     measurements, blocks = run.measurements(), run.blocks()
     accuracy = run.accuracy()
     settings = run.settings
-    space = settings.space.rpartition(":")[2] if ".py:" in settings.space else settings.space
     return Page(
         eyebrow="Latency campaign",
-        title=f"{space} on {settings.device}",
+        title=f"{run.space.name} on {settings.device}",
         lead=_lead(run, measurements, accuracy),
         status=_status(run),
         facts=list(_key_numbers(run, measurements, accuracy, blocks)),
@@ -104,19 +104,30 @@ def _status(run: Run) -> tuple[str, str]:
 
 
 def _lead(run: Run, measurements: pd.DataFrame, accuracy: pd.DataFrame) -> str:
-    count = plural(len(measurements), "architecture")
-    text = f"{count} of {_large(run.space.count() * run.space.context_count)} measured"
+    text = _measured(run.space, measurements)
     last = _last_round(accuracy)
     if last.empty:
         return f"{text}; no predictor has been trained yet.{_under_way(run)}"
     overall = last[last["bin"] == "all"].iloc[0]
-    error = f"with a mean error of {100 - overall['accuracy_percent']:.1f} %."
+    error = f"with a mean error of {100 - overall['accuracy_percent']:.1f} %"
+    error += ", as estimated for random ones." if run.settings.chooses else "."
     if run.result is None:
         learnt = counted(overall["measured_models"], "model")
         return f"{text}.{_under_way(run)} After {learnt}, others were predicted {error}"
     lead = run.settings.lead
     what = "Latencies" if lead == LATENCY else f"Values of {lead.title}"
     return f"{text}. {what} of other architectures are predicted {error}"
+
+
+def _measured(space: SearchSpace, measurements: pd.DataFrame) -> str:
+    """Return how many architectures are measured; their contexts do not count."""
+    of = f"of {_large(space.count())} measured"
+    if not space.contexts:
+        return f"{plural(len(measurements), 'architecture')} {of}"
+    models = [space.read(text) for text in measurements["architecture"]]
+    networks = {replace(model, contexts=()) for model in models}
+    contexts = {model.contexts for model in models}
+    return f"{plural(len(networks), 'architecture')} {of} in {plural(len(contexts), 'context')}"
 
 
 def _under_way(run: Run) -> str:
@@ -140,7 +151,11 @@ def _key_numbers(
     last = _last_round(accuracy)
     if not last.empty:
         overall = last.loc[last["bin"] == "all"].iloc[0]
-        wanted = "on held-out models" if target is None else f"target {target:g} %"
+        wanted = "on held-out models"
+        if target is not None:
+            wanted = f"target {target:g} %"
+        elif run.settings.chooses:
+            wanted = "estimated for random architectures"
         yield Fact("Accuracy", f"{overall['accuracy_percent']:.1f} %", wanted)
         bins = last[(last["bin"] != "all") & last["accuracy_percent"].notna()]
         worst = bins.loc[bins["accuracy_percent"].idxmin()]
@@ -238,7 +253,8 @@ def _predictions_of(run: Run, metric: CampaignMetric, predicted: pd.DataFrame) -
     summary = (
         f"Held-out predictions of {plural(len(predicted), 'model')}: mean absolute error "
         f"{error.mean():.1f} %, median {error.median():.1f} %, 90 % quantile "
-        f"{error.quantile(0.9):.1f} %. The dashed line marks perfect predictions."
+        f"{error.quantile(0.9):.1f} %. {_of_random(run, metric)}The dashed line marks perfect "
+        "predictions."
     )
     columns = [
         Column("architecture", "architecture"),
@@ -260,6 +276,19 @@ def _predictions_of(run: Run, metric: CampaignMetric, predicted: pd.DataFrame) -
             Figure(f"predicted{ending}", heading, summary, chart, columns),
             *(_residuals(predicted, run.space) if leads else _bins(run, metric)),
         ],
+    )
+
+
+def _of_random(run: Run, metric: CampaignMetric) -> str:
+    """Return the error for random architectures as sentences, if the models were chosen."""
+    last = _last_round(run.of(metric.name).accuracy())
+    if last.empty or not run.settings.chooses:
+        return ""
+    overall = last.loc[last["bin"] == "all", "accuracy_percent"].iloc[0]
+    return (
+        "These models are no random sample: those that the campaign learns from were chosen for "
+        "what they teach. The mean error estimated for random architectures is "
+        f"{100 - overall:.1f} %. "
     )
 
 
@@ -303,11 +332,13 @@ def _residuals(predicted: pd.DataFrame, space: SearchSpace) -> Iterator[Figure]:
     ]
     for index, (column, what) in enumerate(varied.items()):
         groups = plots.residual_groups(predicted, column)
-        many = groups[groups["models"] >= min(5, groups["models"].max())]
+        least = min(_LEAST, groups["models"].max())
+        many = groups[groups["models"] >= least]
+        some = f" with {plural(least, 'model')} or more" if len(many) < len(groups) else ""
         worst = many.loc[many["median_percent"].abs().idxmax()]
         way = "too slow" if worst["median_percent"] > 0 else "too fast"
         summary = (
-            f"Median, 25 to 75 % and 5 to 95 % of the errors. The largest median error is at "
+            f"Median, 25 to 75 % and 5 to 95 % of the errors. The largest median error{some} is at "
             f"{what} {worst['range']}: {abs(worst['median_percent']):.1f} % {way} "
             f"({plural(int(worst['models']), 'model')})."
         )

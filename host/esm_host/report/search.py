@@ -577,7 +577,7 @@ def _settings(record: SearchRecord) -> list[Any]:
             [
                 Fact(
                     str(run.path),
-                    f"{run.settings.space} on {run.settings.device}",
+                    f"{run.space.name} on {run.settings.device}",
                     f"{len(run.measurements()):,} measured",
                 )
                 for run in record.runs

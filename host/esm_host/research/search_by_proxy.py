@@ -204,12 +204,13 @@ def verify_by_proxy(
 
     def measure(codes: Codes) -> Floats:
         if not np.isin(keys(codes), keys(site.known())).all():
-            site.measure(codes)
+            site.measure(codes, 0)
         return np.asarray(site.latency(settings.probability)(codes)[LATENCY], dtype=np.float64)
 
     rounds = list(past)
     if rounds and len(rounds[-1].chosen):
-        site.measure(rounds[-1].chosen.codes)  # the search may have been interrupted there
+        # The search may have been interrupted there.
+        site.measure(rounds[-1].chosen.codes, len(rounds))
     first = min(30, len(pool))
     target = _TargetCache(measure, pool[:0])
     decision, check, proposed, evaluations = _propose(
@@ -225,7 +226,7 @@ def verify_by_proxy(
         chosen = fresh[spread(len(fresh), left, math.isfinite(slowest_ms))]
         rounds.append(Round(proposed, chosen, evaluations, 0.5))
         on_round(rounds)
-        site.measure(chosen.codes)
+        site.measure(chosen.codes, len(rounds))
     stable = bool(np.isin(keys(proposed.codes), keys(site.known())).all())
     found = verify_front(problem, [site], settings.probability, stable, rounds)
     return ProxyVerification(proxy.name, decision, check, fresh_samples, found)

@@ -38,11 +38,15 @@ class Site(Protocol):
         See :class:`~esm_host.search.latency.LatencyMeasure`.
         """
 
-    def measure(self, codes: Codes) -> None:
+    def measure(self, codes: Codes, number: int) -> None:
         """Measure those of the architectures that are not measured yet.
 
         A failed one counts as known and infeasible. Several sites measure at once, each in its own
         thread.
+
+        Args:
+            codes: Architectures.
+            number: Number of the search's round, from 1; 0 before the first.
         """
 
 
@@ -119,7 +123,7 @@ def verified_search(
     """
     rounds = list(past)
     if rounds:
-        _measure(sites, rounds[-1].chosen)
+        _measure(sites, rounds)
         if not len(rounds[-1].chosen):
             rounds.pop()  # the budget may have ended there: search again
     while True:
@@ -139,7 +143,7 @@ def verified_search(
         rounds.append(Round(outcome.front, chosen, outcome.evaluations, wanted))
         if on_round is not None:
             on_round(rounds)
-        _measure(sites, chosen)
+        _measure(sites, rounds)
     return verify_front(problem, sites, probability, stable, rounds)
 
 
@@ -157,16 +161,20 @@ def verify_front(
     return Verification(found.front(), stable, tuple(rounds), closest, found)
 
 
-def _measure(sites: Sequence[Site], chosen: Candidates) -> None:
-    """Measure on all sites at once; an error of one is raised after the others end."""
-    if not len(chosen):
+def _measure(sites: Sequence[Site], rounds: Sequence[Round]) -> None:
+    """Measure the last round on all sites at once.
+
+    An error of one site is raised after the others end.
+    """
+    codes, number = rounds[-1].chosen.codes, len(rounds)
+    if not len(codes):
         return
     if len(sites) == 1:
-        sites[0].measure(chosen.codes)
+        sites[0].measure(codes, number)
         return
     pool = ThreadPoolExecutor(len(sites))
     try:
-        measuring = [pool.submit(site.measure, chosen.codes) for site in sites]
+        measuring = [pool.submit(site.measure, codes, number) for site in sites]
         wait(measuring)
         for each in measuring:
             each.result()

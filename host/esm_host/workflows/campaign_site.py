@@ -103,20 +103,19 @@ class CampaignSite:
         ]
         return DeviceMeasure(parts, self._name)
 
-    def measure(self, codes: Codes) -> None:
+    def measure(self, codes: Codes, number: int = 0) -> None:
         plan = self._store.plan()
         there = {a.key for each in plan.values() for a in each}
         fresh = [a for a in self._space.decode(codes) if a.key not in there]
         if fresh:
             # Rounds below REFERENCE_ROUND do not count as the campaign's own when it resumes.
-            number = min(plan) - 1
-            self._store.add_plan(number, fresh)
-            self._watcher.on_round(REFERENCE_ROUND - number, len(fresh))
+            self._store.add_plan(min(plan) - 1, fresh)
+            self._watcher.on_round(number, len(fresh))
         rounds = sorted((n for n in self._store.plan() if n < REFERENCE_ROUND), reverse=True)
         before = max((block.number for block in self._store.blocks()), default=0)
         with self._turn:
-            for number in rounds:  # skips what is already measured
-                self._collector.collect(number, self._anchors)
+            for planned in rounds:  # skips what is already measured
+                self._collector.collect(planned, self._anchors)
         self._check_pace(before)
 
     def keep_predictors(self) -> None:

@@ -193,12 +193,13 @@ def _warn_of_changes(
 def _check_space(settings: Settings, space: SearchSpace) -> None:
     bins = settings.depth_bins(space)
     needed = settings.initial + settings.references
-    there = space.count() * space.context_count
-    if needed > there:
+    contexts = space.context_count
+    if needed > space.count() * contexts:
+        there = counted(space.count(), "architecture")
+        there += f" in {contexts} contexts" if contexts > 1 else ""
         raise UsageError(
             f"{argument('initial')} {settings.initial} and {argument('references')} "
-            f"{settings.references} exceed the "
-            f"space's {counted(there, 'architecture')}: give fewer"
+            f"{settings.references} exceed the space's {there}: give fewer"
         )
     for index in range(bins.count):
         if not space.possible_depths & set(bins.depths(index)):
@@ -294,7 +295,7 @@ def _estimate(
         UsageError: the budget is too small.
     """
     here = next(member for member in found.members if member.name in found.answers)
-    told = estimate(here.profiler, space, settings)
+    told = estimate(here.profiler, space, settings, settings.initial)
     if told is None:  # the first round reports what fails
         return
     watcher.on_estimate(told)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from esm_host import Settings, load_run
 from esm_host.cli.app import app
 from esm_host.errors import UsageError
+from esm_host.report.campaign import _measured, campaign_page
 from esm_host.search.record import load_search
 from esm_host.sources.registry import describe, describe_settings
 from esm_host.transport import devices
@@ -102,6 +104,28 @@ def test_the_grid_is_measured_and_kept(finished: Path) -> None:
     assert frame["architecture"].str.contains(r"^\d+ past: d").all()
     assert describe(run.space) == "lm-decode, width x0.125, past 64/128/256"
     assert describe_settings(run.settings) == describe(run.space)
+
+
+def test_the_report_counts_architectures_without_contexts(finished: Path) -> None:
+    run = load_run(finished)
+    count = f"{run.space.count():.1e}"
+    assert campaign_page(run).lead.startswith(f"40 architectures of {count} measured in 3 contexts")
+    again = run.space.read(run.measurements()["architecture"][0])
+    other = next(past for past in (64, 128, 256) if again.contexts != (("past", past),))
+    frame = pd.DataFrame({"architecture": [again.to_text(), again.at(past=other).to_text()]})
+    assert _measured(run.space, frame) == f"1 architecture of {count} measured in 2 contexts"
+
+
+def test_the_report_tells_the_two_errors_of_chosen_models_apart(finished: Path) -> None:
+    run = load_run(finished)
+    assert run.settings.chooses
+    page = campaign_page(run)
+    accuracy = run.accuracy()
+    last = accuracy[(accuracy["round"] == accuracy["round"].max()) & (accuracy["bin"] == "all")]
+    error = f"{100 - last['accuracy_percent'].iloc[0]:.1f} %"
+    assert page.lead.endswith(f"with a mean error of {error}, as estimated for random ones.")
+    chart = next(section for section in page.sections if section.id == "predictions").parts[0]
+    assert f"The mean error estimated for random architectures is {error}." in chart.summary
 
 
 @pytest.mark.parametrize("past", [96, 192, 320])

@@ -311,6 +311,25 @@ def test_the_cost_aware_extension_needs_bins(fake: FakeProfiler, tmp_path: Path)
     assert result["measured_models"] == 30
 
 
+def test_interrupted_in_its_first_block_it_offers_to_continue_only(
+    fake: FakeProfiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = fake.answer
+
+    def interrupted(*arguments):
+        if len(fake.blocks) == 1:  # the probe
+            raise KeyboardInterrupt
+        return answer(*arguments)
+
+    monkeypatch.setattr(fake, "answer", interrupted)
+    result = esm_host("profile", *QUICK, "--run", tmp_path / "r")
+    assert result.exit_code == 130
+    assert f"no model was measured yet: esm-host profile --run {tmp_path / 'r'} --resume" in (
+        result.stderr
+    )
+    assert "--finish" not in result.stderr
+
+
 def test_interrupted_it_keeps_what_it_has_and_resumes(
     fake: FakeProfiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +430,10 @@ def test_an_error_in_a_users_file_names_its_line(tmp_path: Path) -> None:
         (["--target-accuracy", "101"], ["--target-accuracy 101"]),
         (["--weight-below", "0"], ["--weight-below"]),
         (["--initial", "30", "--bins", "1", "--space", OWN_SPACE], ["exceed the space's 27"]),
+        (
+            ["--initial", "60", "--bins", "1", "--space", OWN_SPACE, "--context", "batch=1,2"],
+            ["exceed the space's 27 architectures in 2 contexts: give fewer"],
+        ),
     ],
 )
 def test_impossible_requests_measure_nothing_and_make_no_folder(

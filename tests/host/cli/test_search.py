@@ -183,6 +183,18 @@ def test_campaigns_of_one_device_take_turns(
     assert (len(most), max(most)) == (2, 1)
 
 
+def test_a_round_has_one_number_whatever_was_searched_before(run: Path, tmp_path: Path) -> None:
+    assert esm_host("search", run, *SEARCH).exit_code == 0
+    result = esm_host("search", run, *SEARCH, "-o", tmp_path / "other", "--seed", 1)
+    assert result.exit_code == 0, result.output
+    numbers = re.findall(r"^round (\d+): \d+ (architecture|on the front)", result.stderr, re.M)
+    measuring = [int(number) for number, what in numbers if what == "architecture"]
+    assert measuring
+    for place, (number, what) in enumerate(numbers):
+        if what == "architecture":
+            assert numbers[place - 1] == (number, "on the front")
+
+
 def test_a_search_goes_on_to_a_larger_budget(run: Path, fake: FakeProfiler) -> None:
     assert esm_host("search", run, *SEARCH).exit_code == 0
     first = front(run / "search")

@@ -105,6 +105,16 @@ def test_a_missed_target_needs_no_check() -> None:
     assert not loop.converged
 
 
+def test_the_largest_number_is_told_without_the_check() -> None:
+    loop = loop_of(max_models=40)
+    first = loop.ask()
+    loop.tell(first, alike(first))
+    loop.tell(loop.ask(), [30.0] * 12)
+    assert loop.ask() == []
+    assert not loop.converged
+    assert loop.reason == "max_models 40 is reached, without the 12 models of the check"
+
+
 def test_rounds_that_do_not_exist_are_no_checks() -> None:
     with pytest.raises(esm_host.UsageError, match=r"^checks \[3\]: give numbers of the 1 round"):
         loop_of().restore([loop_of().ask()], checks={3})

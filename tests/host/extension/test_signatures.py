@@ -7,6 +7,7 @@ import pytest
 from esm_host.arguments import on_command_line
 from esm_host.extension.settings import Settings
 from esm_host.extension.signatures import signatures
+from esm_protos.messages import MeasureSpec
 
 
 def rounds(*bins: tuple[float, ...], overall: tuple[float, ...], again: int = 0) -> list[Any]:
@@ -71,6 +72,24 @@ def test_quality_control_that_keeps_failing_is_told() -> None:
     growing = {"overall": (90, 92, 94)}
     assert names(rounds((90, 90), (92, 92), (94, 94), again=4, **growing)) == ["quality control"]
     assert names(rounds((90, 90), (92, 92), (94, 94), **growing)) == []
+
+
+def test_the_cure_of_quality_control_is_an_option_of_the_campaign() -> None:
+    failing = rounds((90, 90), (92, 92), (94, 94), again=4, overall=(90, 92, 94))
+    (found,) = signatures(failing, Settings("pi4"))
+    cure = "give more runs of each model in a new campaign"
+    assert on_command_line(found.text).endswith(f"{cure} (--max-runs 150)")
+    exact = Settings("pi4", spec=MeasureSpec(runs=30))
+    (found,) = signatures(failing, exact)
+    assert on_command_line(found.text).endswith(f"{cure} (--runs 30)")
+
+
+def test_blocks_of_the_first_round_count() -> None:
+    two = rounds((90, 90), (92, 92), overall=(90, 92))
+    two[0]["qc"]["remeasured_blocks"] = 1  # of 8 blocks
+    assert names(two, block_size=50) == []
+    two[1]["qc"]["remeasured_blocks"] = 2
+    assert names(two, block_size=50) == ["quality control"]
 
 
 def test_a_campaign_that_still_gains_or_has_few_rounds_has_none() -> None:

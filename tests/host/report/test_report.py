@@ -17,10 +17,11 @@ from esm_host import load_run
 from esm_host.campaign.run import RoundProgress
 from esm_host.cli.app import app
 from esm_host.report import plots, timing_plots
+from esm_host.report.campaign import _residuals
 from esm_host.report.page import bytes_text, fixed, significant
 from esm_host.transport.fake import FakeProfiler
 from tests.host.dataset.test_group import rack
-from tests.host.fake_campaign import Log, assemble, latency
+from tests.host.fake_campaign import SPACE, Log, assemble, latency
 from tests.host.report.conftest import finished, written
 from tests.host.report.timings import older, timing
 
@@ -147,6 +148,18 @@ def test_residuals_are_grouped_by_ranges() -> None:
     assert groups["range"].iloc[0] == "0 to 9"
     few = plots.residual_groups(frame.assign(depth=frame["depth"] % 3), "depth", 10)
     assert few["range"].tolist() == ["0", "1", "2"]
+
+
+def test_a_caption_says_that_small_groups_do_not_count() -> None:
+    blocks = np.repeat([10, 11, 12], [8, 6, 2])
+    error = np.repeat([3.0, -5.0, 40.0], [8, 6, 2])
+    alike = {f"mean_{feature.name}": 1.0 for feature in SPACE.features}
+    frame = pd.DataFrame({"depth": blocks, "error_percent": error, **alike})
+    (figure,) = _residuals(frame, SPACE)
+    said = "error with 5 models or more is at number of blocks 11: 5.0 % too fast"
+    assert said in figure.summary
+    (figure,) = _residuals(frame[frame["depth"] < 12], SPACE)
+    assert "The largest median error is at number of blocks 11: 5.0 % too fast" in figure.summary
 
 
 def test_thinning_keeps_the_outliers_and_the_level() -> None:

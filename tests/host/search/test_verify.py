@@ -61,7 +61,7 @@ class Device:
         measured = self.truth[self.rows]
         return LatencyMeasure(predict, self.known(), measured, measured, probability, self.name)
 
-    def measure(self, codes: Codes) -> None:
+    def measure(self, codes: Codes, number: int) -> None:
         fresh = np.setdiff1d(self.place(codes), self.rows)
         self.asked.append(len(fresh))
         self.rows = np.concatenate([self.rows, fresh])
@@ -152,9 +152,9 @@ def test_broken_off_it_goes_on_to_the_same_front(after: int, measured: bool) -> 
     kept: list[Round] = []
 
     class Breaks(Device):
-        def measure(self, codes: Codes) -> None:
+        def measure(self, codes: Codes, number: int) -> None:
             if len(kept) < after or measured:
-                super().measure(codes)
+                super().measure(codes, number)
             if len(kept) == after:
                 raise KeyboardInterrupt
 
@@ -190,9 +190,9 @@ def test_several_devices_measure_at_once() -> None:
     meet = Barrier(2, timeout=30)
 
     class Waits(Device):
-        def measure(self, codes: Codes) -> None:
+        def measure(self, codes: Codes, number: int) -> None:
             meet.wait()
-            super().measure(codes)
+            super().measure(codes, number)
 
     devices = [Waits(name="pi"), Waits(name="gpu", seed=1)]
     posed = problem(devices=("pi", "gpu"))
@@ -201,7 +201,7 @@ def test_several_devices_measure_at_once() -> None:
 
 def test_a_device_that_fails_ends_the_search_once_the_others_are_done() -> None:
     class Gone(Device):
-        def measure(self, codes: Codes) -> None:
+        def measure(self, codes: Codes, number: int) -> None:
             raise DeviceError("gone")
 
     other = Device(name="gpu", seed=1)
