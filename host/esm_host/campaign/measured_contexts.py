@@ -11,7 +11,7 @@ from esm_host.errors import UsageError
 from esm_models.architecture import Architecture
 
 _SURE_ABOVE, _SURE_BELOW = 1.5, 2
-"""Factors above the largest and below the smallest measured value; predictions beyond are guesses."""
+"""Factors above the largest and below the smallest measured value; beyond are guesses."""
 _MOST = 10
 """The same factor, beyond which predictions are refused."""
 
