@@ -28,6 +28,9 @@ FORMATS = ("onnx", "torch", "json")
 
 INDEX = "architectures.json"
 
+_IN_CONTEXT = ("_ms", "_mj", "_uj_s", "_bytes", "flops")
+"""Ends of the names of values that hold in one context."""
+
 _MOST_BYTES = 2**31 - 2**20
 """Largest size of a file's weights; protobuf's limit is 2 GiB, and operators need some of it."""
 
@@ -82,6 +85,9 @@ def read_entries(
 ) -> list[tuple[Architecture, dict[str, Any]]]:
     """Return architectures of the space, and the further values of each entry.
 
+    Latencies and other values that hold in one context are left out if the space places the
+    architecture in another.
+
     Args:
         space: Search space.
         entries: Architectures, their JSON or short forms, or mappings that hold one as
@@ -94,19 +100,30 @@ def read_entries(
     """
     if not len(entries):
         raise UsageError("an empty list of architectures exports nothing: give one")
-    read = []
+    read: list[tuple[Architecture, dict[str, Any]]] = []
     for number, entry in enumerate(entries, start=1):
         others: dict[str, Any] = {}
         try:
             if isinstance(entry, Mapping) and "architecture" in entry:
                 others = {k: v for k, v in entry.items() if k != "architecture"}
                 entry = entry["architecture"]
-            entry = space.read(entry)
-            space.validate(entry)
+            architecture = space.read(entry)
+            space.validate(architecture)
         except InvalidArchitectureError as error:
             raise InvalidArchitectureError(f"architecture {number}: {error}") from error
-        read.append((entry, others))
+        if others and architecture.contexts != _contexts(entry):
+            others = {k: v for k, v in others.items() if not k.endswith(_IN_CONTEXT)}
+        read.append((architecture, others))
     return read
+
+
+def _contexts(given: Architecture | Mapping[str, Any] | str) -> tuple[tuple[str, int], ...]:
+    """Return the contexts that an architecture says itself."""
+    if isinstance(given, str):
+        given = Architecture.from_text("", given)
+    elif not isinstance(given, Architecture):
+        given = Architecture.from_json(given)
+    return given.contexts
 
 
 def export_architectures(

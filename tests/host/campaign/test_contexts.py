@@ -269,6 +269,20 @@ def test_exported_networks_are_in_the_context_that_is_given(run: Path, tmp_path:
     assert index["results"][0]["architecture"]["contexts"] == {"past": 7}
 
 
+def test_an_exported_network_keeps_values_of_its_own_context_only(tmp_path: Path) -> None:
+    architecture = load_space("lm-decode").read("64 past: d512; 8*h8g2f1536")
+    others = {"latency_ms": 3.5, "pi4.energy_mj": 2, "flops": 1e9, "accuracy": 71.5}
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps([{"architecture": architecture.to_json(), **others}]))
+    for past, kept in ((64, others), (128, {"accuracy": 71.5})):
+        out = tmp_path / f"{past}"
+        place = ("--format", "json", "--context", f"past={past}")
+        result = esm_host("export", "lm-decode", "-a", file, "-o", out, *place)
+        assert result.exit_code == 0, result.output
+        (row,) = json.loads((out / "architectures.json").read_text())["results"]
+        assert {name: row[name] for name in row if name in others} == kept
+
+
 def test_batch_is_a_context_of_any_space(tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = [
