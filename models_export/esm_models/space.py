@@ -27,7 +27,7 @@ from esm_models.architecture import Architecture, is_plain
 from esm_models.errors import InvalidArchitectureError, InvalidSpaceError, ModelsError
 from esm_models.graph import DTYPES, FLOAT32, NEWEST_OPSET, OPSET, Network, WeightSource
 from esm_protos.nearest import unknown
-from esm_protos.plugins import own_failure, own_name
+from esm_protos.plugins import own_failure, own_line, own_name
 from esm_protos.text import counted
 
 Codes = NDArray[np.int16]
@@ -88,6 +88,13 @@ class Feature:
         return float(self.values.index(value) if isinstance(value, str) else value)
 
 
+class UnknownFeatureError(KeyError):
+    """Unknown name of a feature or of a choice; the message lists those there are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 @dataclass(frozen=True)
 class Option:
     """Combination of feature values, such as kernel 3 with expansion 1/2."""
@@ -96,7 +103,10 @@ class Option:
     values: Mapping[str, Value]
 
     def __getitem__(self, feature: str) -> Value:
-        return self.values[feature]
+        try:
+            return self.values[feature]
+        except KeyError:
+            raise UnknownFeatureError(unknown("feature", feature, self.values)) from None
 
 
 NO_CHOICE = Option("", {})
@@ -115,6 +125,14 @@ class Unit:
     depths: tuple[int, ...]
     features: tuple[Feature, ...]
     choices: tuple[Feature, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("features", "choices"):
+            if not _all_are(Feature, given := getattr(self, name)):
+                raise InvalidSpaceError(
+                    f"Unit has {name}={given!r}: give a tuple of Feature, such as "
+                    '(Feature("kernel", "k", (3, 5)),)'
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +264,7 @@ class SearchSpace(ABC):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         own = cls.__dict__.get("units", ())
-        if own and all(isinstance(unit, Unit) for unit in own):
+        if isinstance(own, tuple) and own and all(isinstance(unit, Unit) for unit in own):
             cls.depths = tuple(unit.depths for unit in own)
             cls.features = _joined([feature for unit in own for feature in unit.features])
 
@@ -256,32 +274,25 @@ class SearchSpace(ABC):
         Raises:
             InvalidSpaceError: a class attribute is invalid; the message says which.
         """
-        own, features = own_name(self), self.features
-        if isinstance(features, str) or not all(isinstance(each, Feature) for each in features):
-            raise InvalidSpaceError(
-                f"{own} has features={features!r}: give a tuple of Feature, such as "
-                '(Feature("kernel", "k", (3, 5)),)'
-            )
-        if not all(isinstance(unit, Unit) for unit in self.units):
-            raise InvalidSpaceError(
-                f"{own} has units={self.units!r}: give a tuple of Unit, such as "
-                '(Unit((1, 2), (Feature("kernel", "k", (3, 5)),)),)'
-            )
-        if not all(isinstance(each, Feature) for each in self.choices):
-            raise InvalidSpaceError(
-                f"{own} has choices={self.choices!r}: give a tuple of Feature, such as "
-                '(Feature("width", "w", (64, 96)),)'
-            )
-        names = [feature.name for feature in features]
+        for name, kind, example in (
+            ("features", Feature, 'Feature("kernel", "k", (3, 5))'),
+            ("units", Unit, 'Unit((1, 2), (Feature("kernel", "k", (3, 5)),))'),
+            ("choices", Feature, 'Feature("width", "w", (64, 96))'),
+        ):
+            if not _all_are(kind, given := getattr(self, name)):
+                raise self._invalid(
+                    name,
+                    f"{name}={given!r}: give a tuple of {kind.__name__}, such as ({example},)",
+                )
+        names = [feature.name for feature in self.features]
         if not names or len(set(names)) < len(names):
-            raise InvalidSpaceError(
-                f"{own} has features of the names {', '.join(names) or 'none'}: give one feature "
-                "or more, each with a name of its own"
+            raise self._invalid(
+                "features",
+                f"features of the names {', '.join(names) or 'none'}: give one feature or more, "
+                "each with a name of its own",
             )
         if not isinstance(self.opset, int) or not OPSET <= self.opset <= NEWEST_OPSET:
-            raise InvalidSpaceError(
-                f"{own} has opset={self.opset!r}: give {OPSET} to {NEWEST_OPSET}"
-            )
+            raise self._invalid("opset", f"opset={self.opset!r}: give {OPSET} to {NEWEST_OPSET}")
         self._check_contexts()
         units = self.depths if isinstance(self.depths, Sequence) else ()
         if not units or not all(
@@ -291,26 +302,33 @@ class SearchSpace(ABC):
             and len(set(depths)) == len(depths)
             for depths in units
         ):
-            raise InvalidSpaceError(
-                f"{own} has depths={self.depths!r}: give each unit a tuple of its different "
-                "numbers of blocks, such as ((1, 2), (1, 2))"
+            raise self._invalid(
+                "depths",
+                f"depths={self.depths!r}: give each unit a tuple of its different numbers of "
+                "blocks, such as ((1, 2), (1, 2))",
             )
 
+    def _invalid(self, attribute: str, text: str) -> InvalidSpaceError:
+        """Return the error of a class attribute, with its line in a user's file."""
+        where = own_line(type(self), attribute)
+        return InvalidSpaceError(f"{own_name(self)} has {text}{where}")
+
     def _check_contexts(self) -> None:
-        own, contexts = own_name(self), self.contexts
+        contexts = self.contexts
         if not isinstance(contexts, Mapping) or not all(
             isinstance(values, tuple) and values and all(_is_whole(each) for each in values)
             for values in contexts.values()
         ):
-            raise InvalidSpaceError(
-                f"{own} has contexts={contexts!r}: give each name a tuple of whole numbers of 1 or "
-                'more, such as {"past": (128, 512)}'
+            raise self._invalid(
+                "contexts",
+                f"contexts={contexts!r}: give each name a tuple of whole numbers of 1 or more, "
+                'such as {"past": (128, 512)}',
             )
         taken = {"px", *(feature.name for feature in self.choices)}
         for name in contexts:
             if not name.isidentifier() or not name.isascii() or name in taken:
-                raise InvalidSpaceError(
-                    f"{own} has a context {name!r}: give it a name of letters that no choice has"
+                raise self._invalid(
+                    "contexts", f"a context {name!r}: give it a name of letters that no choice has"
                 )
 
     def check_options(self) -> None:
@@ -956,7 +974,14 @@ class SearchSpace(ABC):
         net = Network((self.batch, 3, side, side), weights, self.dtype, opset or self.opset)
         units = self._chosen(architecture)
         try:
-            return net, self.network(net, units)
+            output = self.network(net, units)
+            if not net.holds(output):
+                raise self._invalid(
+                    "network",
+                    f"a network that returns {output!r}: return the name of its result, such as "
+                    "net.relu(x)",
+                )
+            return net, output
         except ModelsError:
             raise
         except Exception as error:  # a user's class can raise any error
@@ -1018,6 +1043,10 @@ class SearchSpace(ABC):
     def channels(self, base: float) -> int:
         """Return ``base`` times the width multiplier, rounded by :func:`round_channels`."""
         return round_channels(base * self.width_mult)
+
+
+def _all_are(kind: type, values: object) -> bool:
+    return isinstance(values, tuple | list) and all(isinstance(each, kind) for each in values)
 
 
 def _is_whole(value: object) -> bool:
