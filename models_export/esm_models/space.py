@@ -1020,6 +1020,11 @@ class SearchSpace(ABC):
         unit, block = map(int, match.groups())
         return 1 + (unit - 1) * self.max_unit_depth + block - 1
 
+    def has_block_scopes(self) -> bool:
+        """Return whether an operator of the largest network is in the scope of a block."""
+        net, _ = self.trace(self.extremes()[1])
+        return any(self.place(node.name.rpartition(".")[0]) for node in net.nodes)
+
     def places(self, blocks: Codes, pruned: bool = True) -> NDArray[np.int64]:
         """Return an id for the operators at each place of a graph, shape ``(n, places)``.
 
