@@ -582,15 +582,32 @@ class SearchSpace(ABC):
         Raises:
             InvalidSpaceError: the space has no such context, or a value is out of its range.
         """
-        for name in contexts:
-            if name not in self.contexts:
-                own = ", ".join(self.contexts) or "none"
-                if name in self._known_contexts():
-                    text = f"context '{name}' has one value here: measure with several to vary it"
-                    raise InvalidSpaceError(f"{text}; varied are {own}")
-                raise InvalidSpaceError(f"unknown context '{name}': the space has {own}")
-        space = self.with_contexts({name: (value,) for name, value in contexts.items()})
-        return space._copy(_fixed={**self._fixed, **contexts})
+        varied = {}
+        for name, value in contexts.items():
+            if name in self.contexts:
+                varied[name] = value
+            elif not self._is_setting(name, value):
+                raise InvalidSpaceError(self._no_context(name))
+        space = self.with_contexts({name: (value,) for name, value in varied.items()})
+        return space._copy(_fixed={**self._fixed, **varied})
+
+    def _is_setting(self, name: str, value: int) -> bool:
+        """Return whether all architectures have this batch or resolution."""
+        free = name == "resolution" and self.resolutions
+        return name in _SIZES and not free and value == getattr(self, name)
+
+    def _no_context(self, name: str) -> str:
+        """Return why a name is no context here."""
+        own = ", ".join(self.contexts) or "none"
+        if name == "resolution" and self.resolutions:
+            return (
+                f"context '{name}': each architecture has a resolution of its own here, begin its "
+                f"short form with '{max(self.resolutions)} px: '"
+            )
+        if name in self._known_contexts():
+            text = f"context '{name}' has one value here: measure with several to vary it"
+            return f"{text}; varied are {own}"
+        return unknown("context", name, self.contexts, choices=f"the space has {own}")
 
     def _values(self, name: str, given: int | Sequence[int]) -> tuple[int, ...]:
         """Return the values of a context.
@@ -605,7 +622,8 @@ class SearchSpace(ABC):
         least, most = self._range(name)
         for value in values:
             if not _is_whole(value) or not least <= value <= most:
-                allowed = f"{least} or more" if most == _MOST else f"{least} to {most}"
+                is_large = _is_whole(value) and value > most
+                allowed = f"{least} to {most}" if most < _MOST or is_large else f"{least} or more"
                 raise InvalidSpaceError(
                     f"{name}={value}: give whole numbers of {allowed}; the contexts of {self.name} "
                     f"are {', '.join(self._known_contexts())}",
@@ -647,7 +665,9 @@ class SearchSpace(ABC):
     def read(self, given: Architecture | Mapping[str, Any] | str) -> Architecture:
         """Return an architecture from its JSON, its short form or itself.
 
-        It gets the contexts of :meth:`at`, and those that it lacks and that have one value.
+        It gets the contexts of :meth:`at`, and those that it lacks and that have one value. Its
+        resolution becomes a context, or a context its resolution, as the space has it. What all
+        architectures have is left out.
         :meth:`validate` checks whether it is in the space.
 
         Raises:
@@ -659,10 +679,26 @@ class SearchSpace(ABC):
             found = Architecture.from_text(self.name, given)
         else:
             found = Architecture.from_json(given)
-        if not self.contexts:
+        side = found.resolution
+        if not (self.contexts or found.contexts) and (side is None or self.resolutions):
             return found
+        given = dict(found.contexts)
+        if "resolution" in self.contexts and side is not None:
+            # Two resolutions contradict each other, and are refused.
+            is_same = given.setdefault("resolution", side) == side
+            side = None if is_same or "resolution" in self._fixed else side
+        elif self.resolutions and side is None:
+            side = given.pop("resolution", None)
+        elif side is not None and self._is_setting("resolution", side):
+            side = None
         only = {name: values[0] for name, values in self.contexts.items() if len(values) == 1}
-        return found.at(**{**only, **dict(found.contexts), **self._fixed})
+        known = {
+            name: value
+            for name, value in given.items()
+            if name in self.contexts or not self._is_setting(name, value)
+        }
+        contexts = {**only, **known, **self._fixed}
+        return replace(found, resolution=side, contexts=tuple(contexts.items()))
 
     def validate(self, architecture: Architecture) -> None:
         """Check that an architecture is in the space.
@@ -735,7 +771,13 @@ class SearchSpace(ABC):
             empty = level.unit is not None and not architecture.units[level.unit]
             if code is None or (empty and code):
                 what = "the network" if level.unit is None else f"unit {level.unit + 1}"
-                allowed = [option.label for option in level.options[: 1 if empty else None]]
+                if empty:
+                    form = f"{level.options[0].label}: -".removeprefix(": ")
+                    raise InvalidArchitectureError(
+                        f"the choice of {what} is '{label}', and it has no blocks: write it as "
+                        f"'{form}'"
+                    )
+                allowed = [option.label for option in level.options]
                 raise InvalidArchitectureError(
                     f"the choice of {what} is '{label}'; {self.name} allows "
                     f"{', '.join(allowed) or 'none'}"
@@ -743,17 +785,21 @@ class SearchSpace(ABC):
 
     def _validate_contexts(self, architecture: Architecture) -> None:
         given = dict(architecture.contexts)
-        for name, values in self.contexts.items():
-            if name not in given:
-                raise InvalidArchitectureError(
-                    f"the architecture has no {name}: begin it with '{max(values)} {name}: ', or "
-                    "with another value"
-                )
+        lacking = {n: max(values) for n, values in self.contexts.items() if n not in given}
+        if lacking:
+            front = "".join(f"{value} {name}: " for name, value in sorted(lacking.items()))
+            values = "other values" if len(lacking) > 1 else "another value"
+            raise InvalidArchitectureError(
+                f"the architecture has no {' and no '.join(lacking)}: begin it with '{front}', or "
+                f"with {values}",
+                lacking=lacking,
+            )
         for name, value in given.items():
             if name not in self.contexts:
                 raise InvalidArchitectureError(
                     f"the architecture has a context {name}; {self.name} has "
-                    f"{', '.join(self.contexts) or 'none'}"
+                    f"{', '.join(self.contexts) or 'none'}: leave it out",
+                    foreign={n: v for n, v in given.items() if n not in self.contexts},
                 )
             least, most = self._range(name)
             if not least <= value <= most:

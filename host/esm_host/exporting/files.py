@@ -110,20 +110,31 @@ def read_entries(
             architecture = space.read(entry)
             space.validate(architecture)
         except InvalidArchitectureError as error:
-            raise InvalidArchitectureError(f"architecture {number}: {error}") from error
-        if others and architecture.contexts != _contexts(entry):
+            text = f"architecture {number}: {error}"
+            raise InvalidArchitectureError(text, error.lacking, error.foreign) from error
+        if others and not _is_placed(entry, architecture, space):
             others = {k: v for k, v in others.items() if not k.endswith(_IN_CONTEXT)}
         read.append((architecture, others))
     return read
 
 
-def _contexts(given: Architecture | Mapping[str, Any] | str) -> tuple[tuple[str, int], ...]:
-    """Return the contexts that an architecture says itself."""
+def _is_placed(
+    given: Architecture | Mapping[str, Any] | str, architecture: Architecture, space: SearchSpace
+) -> bool:
+    """Return whether an architecture says itself the contexts in which the space places it."""
     if isinstance(given, str):
-        given = Architecture.from_text("", given)
+        given = Architecture.from_text(space.name, given)
     elif not isinstance(given, Architecture):
         given = Architecture.from_json(given)
-    return given.contexts
+    said, placed = _contexts(given), _contexts(architecture)
+    return placed.keys() <= said.keys() and all(
+        value == placed.get(name, getattr(space, name, None)) for name, value in said.items()
+    )
+
+
+def _contexts(architecture: Architecture) -> dict[str, int | None]:
+    side = architecture.resolution
+    return {**({} if side is None else {"resolution": side}), **dict(architecture.contexts)}
 
 
 def export_architectures(

@@ -141,7 +141,8 @@ def test_predict_places_networks_in_the_context_that_is_given(run: Path, tmp_pat
 
 KNOWN = "the contexts of lm-decode are past, batch"
 REFUSED = {
-    "predict RUN --sample 2 --context pst=9": "unknown context 'pst': the space has past",
+    "predict RUN --sample 2 --context pst=9": "unknown context 'pst': did you mean "
+    "'past'? the space has past",
     "predict RUN --sample 2 --context batch=9": "context 'batch' has one value here: measure "
     "with several to vary it; varied are past",
     "predict RUN --sample 2 --context past=far": "--context past=far: give whole numbers of 1 or "
@@ -154,8 +155,13 @@ REFUSED = {
     "64, 128, 256 of RUN: profile a campaign with --context past=6,64,128,256",
     "search RUN --context past=2561": "past 2561 is more than 10 times beyond the measured 64, ",
     "predict RUN --against RUN --context past=1": "--context cannot be combined with --against",
-    "predict RUN 'd512; 8*h8g2f1536'": "the architecture has no past: begin it with '256 past: '",
-    "search RUN --context pst=9": "unknown context 'pst': the space has past",
+    "predict RUN 'd512; 8*h8g2f1536'": "the architecture has no past: begin it with '256 past: ', "
+    "or with another value, or give --context past=256",
+    "export RUN -a FILE -o OUT": "architecture 1: the architecture has no past: begin it with "
+    "'256 past: ', or with another value, or give --context past=256",
+    "export resnet -a JSON -o OUT": "the architecture has a context batch; resnet has none: leave "
+    "it out, or give --context batch=4",
+    "search RUN --context pst=9": "unknown context 'pst': did you mean 'past'? the space has past",
     "search RUN --measure 0": "several contexts, past of 64, 128, 256: give --context past=256",
     "export RUN -a FILE -o OUT --context pst=9": "the space has past",
     "export lm-decode -a FILE -o OUT --context pst=9": "choose past, batch",
@@ -177,7 +183,10 @@ REFUSED = {
 @pytest.mark.parametrize("command", REFUSED)
 def test_what_is_refused_is_one_line(run: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "file.txt").write_text("d512; 8*h8g2f1536\n")
+    placed = load_space("resnet").extremes()[0].at(batch=4)
+    (tmp_path / "file.json").write_text(json.dumps(placed.to_json()))
     named = {"RUN": run, "OUT": tmp_path / "out", "FILE": tmp_path / "file.txt"}
+    named["JSON"] = tmp_path / "file.json"
     arguments = [named.get(word, word) for word in shlex.split(command)]
     assert_refused(esm_host(*arguments), 2, REFUSED[command].replace("RUN", str(run)))
 
@@ -274,9 +283,13 @@ def test_an_exported_network_keeps_values_of_its_own_context_only(tmp_path: Path
     others = {"latency_ms": 3.5, "pi4.energy_mj": 2, "flops": 1e9, "accuracy": 71.5}
     file = tmp_path / "file.json"
     file.write_text(json.dumps([{"architecture": architecture.to_json(), **others}]))
-    for past, kept in ((64, others), (128, {"accuracy": 71.5})):
-        out = tmp_path / f"{past}"
-        place = ("--format", "json", "--context", f"past={past}")
+    for values, kept in (
+        (["past=64"], others),
+        (["past=64", "batch=1"], {"accuracy": 71.5}),
+        (["past=128"], {"accuracy": 71.5}),
+    ):
+        out = tmp_path / "-".join(values)
+        place = ["--format", "json", *(word for each in values for word in ("--context", each))]
         result = esm_host("export", "lm-decode", "-a", file, "-o", out, *place)
         assert result.exit_code == 0, result.output
         (row,) = json.loads((out / "architectures.json").read_text())["results"]
