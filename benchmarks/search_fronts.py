@@ -96,7 +96,7 @@ class Simulated:
         known_ms = self._truth[self.rows]
         return LatencyMeasure(predict, self.known(), known_ms, known_ms, probability)
 
-    def measure(self, codes: Codes) -> None:
+    def measure(self, codes: Codes, number: int = 0) -> None:
         fresh = [self._place[key.tobytes()] for key in keys(codes)]
         self.rows = np.concatenate([self.rows, fresh])
 

@@ -45,6 +45,18 @@ class EsmError(Exception):
         return on_command_line(self.marked)
 
 
+class GuessWarning(UserWarning):
+    """Warning that predictions are far from what was measured.
+
+    Attributes:
+        marked: Message with marked arguments, for the command line.
+    """
+
+    def __init__(self, marked: str) -> None:
+        super().__init__(in_python(marked))
+        self.marked = marked
+
+
 class UsageError(EsmError):
     """Error of an invalid argument or setting."""
 

@@ -1,5 +1,7 @@
 """Errors of search spaces; each message is one line that says what to do."""
 
+from collections.abc import Mapping
+
 
 class ModelsError(Exception):
     """Base class of this package's errors."""
@@ -23,4 +25,20 @@ class InvalidSpaceError(ModelsError):
 
 
 class InvalidArchitectureError(ModelsError):
-    """Architecture outside its search space."""
+    """Architecture outside its search space.
+
+    Args:
+        text: What is wrong.
+        lacking: Contexts that the architecture lacks, each with a value that it may have.
+        foreign: Contexts of the architecture that the space lacks, with their values.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        lacking: Mapping[str, int] | None = None,
+        foreign: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.lacking = lacking or {}
+        self.foreign = foreign or {}

@@ -93,7 +93,7 @@ class Network:
         self.input = "input"
         self.dtype = dtype
         self._opset = opset
-        self._shapes: dict[str, tuple[int, ...]] = {self.input: input_shape}
+        self._shapes = _Shapes({self.input: input_shape})
         self._types: dict[str, str] = {}
         self._inputs: list[str] = []
         self._outputs: dict[str, str] = {}
@@ -103,6 +103,10 @@ class Network:
         self._folded: set[str] = set()
         self._scope = ""
         self._used: dict[str, int] = {}
+
+    def holds(self, tensor: object) -> bool:
+        """Return whether this is the name of a tensor of the graph."""
+        return isinstance(tensor, str) and tensor in self._shapes
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Return the shape of a tensor, (batch, channels, height, width) for images."""
@@ -778,6 +782,13 @@ def value_info(
     """Return the declaration of an input or output; ``free`` leaves named dimensions free."""
     dims = [_dim(size) if free else int(size) for size in shape]
     return helper.make_tensor_value_info(name, _ELEMENTS[dtype], dims)
+
+
+class _Shapes(dict[str, tuple[int, ...]]):
+    """Shapes of the tensors of a graph, by name."""
+
+    def __missing__(self, tensor: object) -> tuple[int, ...]:
+        raise ValueError(f"{tensor!r} is not a tensor of this network: give an operator's result")
 
 
 def serialize_graph(

@@ -27,7 +27,7 @@ from esm_models.architecture import Architecture, is_plain
 from esm_models.errors import InvalidArchitectureError, InvalidSpaceError, ModelsError
 from esm_models.graph import DTYPES, FLOAT32, NEWEST_OPSET, OPSET, Network, WeightSource
 from esm_protos.nearest import unknown
-from esm_protos.plugins import own_failure, own_name
+from esm_protos.plugins import own_failure, own_line, own_name
 from esm_protos.text import counted
 
 Codes = NDArray[np.int16]
@@ -88,6 +88,13 @@ class Feature:
         return float(self.values.index(value) if isinstance(value, str) else value)
 
 
+class UnknownFeatureError(KeyError):
+    """Unknown name of a feature or of a choice; the message lists those there are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 @dataclass(frozen=True)
 class Option:
     """Combination of feature values, such as kernel 3 with expansion 1/2."""
@@ -96,7 +103,10 @@ class Option:
     values: Mapping[str, Value]
 
     def __getitem__(self, feature: str) -> Value:
-        return self.values[feature]
+        try:
+            return self.values[feature]
+        except KeyError:
+            raise UnknownFeatureError(unknown("feature", feature, self.values)) from None
 
 
 NO_CHOICE = Option("", {})
@@ -115,6 +125,14 @@ class Unit:
     depths: tuple[int, ...]
     features: tuple[Feature, ...]
     choices: tuple[Feature, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("features", "choices"):
+            if not _all_are(Feature, given := getattr(self, name)):
+                raise InvalidSpaceError(
+                    f"Unit has {name}={given!r}: give a tuple of Feature, such as "
+                    '(Feature("kernel", "k", (3, 5)),)'
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +264,7 @@ class SearchSpace(ABC):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         own = cls.__dict__.get("units", ())
-        if own and all(isinstance(unit, Unit) for unit in own):
+        if isinstance(own, tuple) and own and all(isinstance(unit, Unit) for unit in own):
             cls.depths = tuple(unit.depths for unit in own)
             cls.features = _joined([feature for unit in own for feature in unit.features])
 
@@ -256,32 +274,25 @@ class SearchSpace(ABC):
         Raises:
             InvalidSpaceError: a class attribute is invalid; the message says which.
         """
-        own, features = own_name(self), self.features
-        if isinstance(features, str) or not all(isinstance(each, Feature) for each in features):
-            raise InvalidSpaceError(
-                f"{own} has features={features!r}: give a tuple of Feature, such as "
-                '(Feature("kernel", "k", (3, 5)),)'
-            )
-        if not all(isinstance(unit, Unit) for unit in self.units):
-            raise InvalidSpaceError(
-                f"{own} has units={self.units!r}: give a tuple of Unit, such as "
-                '(Unit((1, 2), (Feature("kernel", "k", (3, 5)),)),)'
-            )
-        if not all(isinstance(each, Feature) for each in self.choices):
-            raise InvalidSpaceError(
-                f"{own} has choices={self.choices!r}: give a tuple of Feature, such as "
-                '(Feature("width", "w", (64, 96)),)'
-            )
-        names = [feature.name for feature in features]
+        for name, kind, example in (
+            ("features", Feature, 'Feature("kernel", "k", (3, 5))'),
+            ("units", Unit, 'Unit((1, 2), (Feature("kernel", "k", (3, 5)),))'),
+            ("choices", Feature, 'Feature("width", "w", (64, 96))'),
+        ):
+            if not _all_are(kind, given := getattr(self, name)):
+                raise self._invalid(
+                    name,
+                    f"{name}={given!r}: give a tuple of {kind.__name__}, such as ({example},)",
+                )
+        names = [feature.name for feature in self.features]
         if not names or len(set(names)) < len(names):
-            raise InvalidSpaceError(
-                f"{own} has features of the names {', '.join(names) or 'none'}: give one feature "
-                "or more, each with a name of its own"
+            raise self._invalid(
+                "features",
+                f"features of the names {', '.join(names) or 'none'}: give one feature or more, "
+                "each with a name of its own",
             )
         if not isinstance(self.opset, int) or not OPSET <= self.opset <= NEWEST_OPSET:
-            raise InvalidSpaceError(
-                f"{own} has opset={self.opset!r}: give {OPSET} to {NEWEST_OPSET}"
-            )
+            raise self._invalid("opset", f"opset={self.opset!r}: give {OPSET} to {NEWEST_OPSET}")
         self._check_contexts()
         units = self.depths if isinstance(self.depths, Sequence) else ()
         if not units or not all(
@@ -291,26 +302,33 @@ class SearchSpace(ABC):
             and len(set(depths)) == len(depths)
             for depths in units
         ):
-            raise InvalidSpaceError(
-                f"{own} has depths={self.depths!r}: give each unit a tuple of its different "
-                "numbers of blocks, such as ((1, 2), (1, 2))"
+            raise self._invalid(
+                "depths",
+                f"depths={self.depths!r}: give each unit a tuple of its different numbers of "
+                "blocks, such as ((1, 2), (1, 2))",
             )
 
+    def _invalid(self, attribute: str, text: str) -> InvalidSpaceError:
+        """Return the error of a class attribute, with its line in a user's file."""
+        where = own_line(type(self), attribute)
+        return InvalidSpaceError(f"{own_name(self)} has {text}{where}")
+
     def _check_contexts(self) -> None:
-        own, contexts = own_name(self), self.contexts
+        contexts = self.contexts
         if not isinstance(contexts, Mapping) or not all(
             isinstance(values, tuple) and values and all(_is_whole(each) for each in values)
             for values in contexts.values()
         ):
-            raise InvalidSpaceError(
-                f"{own} has contexts={contexts!r}: give each name a tuple of whole numbers of 1 or "
-                'more, such as {"past": (128, 512)}'
+            raise self._invalid(
+                "contexts",
+                f"contexts={contexts!r}: give each name a tuple of whole numbers of 1 or more, "
+                'such as {"past": (128, 512)}',
             )
         taken = {"px", *(feature.name for feature in self.choices)}
         for name in contexts:
             if not name.isidentifier() or not name.isascii() or name in taken:
-                raise InvalidSpaceError(
-                    f"{own} has a context {name!r}: give it a name of letters that no choice has"
+                raise self._invalid(
+                    "contexts", f"a context {name!r}: give it a name of letters that no choice has"
                 )
 
     def check_options(self) -> None:
@@ -564,15 +582,32 @@ class SearchSpace(ABC):
         Raises:
             InvalidSpaceError: the space has no such context, or a value is out of its range.
         """
-        for name in contexts:
-            if name not in self.contexts:
-                own = ", ".join(self.contexts) or "none"
-                if name in self._known_contexts():
-                    text = f"context '{name}' has one value here: measure with several to vary it"
-                    raise InvalidSpaceError(f"{text}; varied are {own}")
-                raise InvalidSpaceError(f"unknown context '{name}': the space has {own}")
-        space = self.with_contexts({name: (value,) for name, value in contexts.items()})
-        return space._copy(_fixed={**self._fixed, **contexts})
+        varied = {}
+        for name, value in contexts.items():
+            if name in self.contexts:
+                varied[name] = value
+            elif not self._is_setting(name, value):
+                raise InvalidSpaceError(self._no_context(name))
+        space = self.with_contexts({name: (value,) for name, value in varied.items()})
+        return space._copy(_fixed={**self._fixed, **varied})
+
+    def _is_setting(self, name: str, value: int) -> bool:
+        """Return whether all architectures have this batch or resolution."""
+        free = name == "resolution" and self.resolutions
+        return name in _SIZES and not free and value == getattr(self, name)
+
+    def _no_context(self, name: str) -> str:
+        """Return why a name is no context here."""
+        own = ", ".join(self.contexts) or "none"
+        if name == "resolution" and self.resolutions:
+            return (
+                f"context '{name}': each architecture has a resolution of its own here, begin its "
+                f"short form with '{max(self.resolutions)} px: '"
+            )
+        if name in self._known_contexts():
+            text = f"context '{name}' has one value here: measure with several to vary it"
+            return f"{text}; varied are {own}"
+        return unknown("context", name, self.contexts, choices=f"the space has {own}")
 
     def _values(self, name: str, given: int | Sequence[int]) -> tuple[int, ...]:
         """Return the values of a context.
@@ -587,7 +622,8 @@ class SearchSpace(ABC):
         least, most = self._range(name)
         for value in values:
             if not _is_whole(value) or not least <= value <= most:
-                allowed = f"{least} or more" if most == _MOST else f"{least} to {most}"
+                is_large = _is_whole(value) and value > most
+                allowed = f"{least} to {most}" if most < _MOST or is_large else f"{least} or more"
                 raise InvalidSpaceError(
                     f"{name}={value}: give whole numbers of {allowed}; the contexts of {self.name} "
                     f"are {', '.join(self._known_contexts())}",
@@ -629,7 +665,9 @@ class SearchSpace(ABC):
     def read(self, given: Architecture | Mapping[str, Any] | str) -> Architecture:
         """Return an architecture from its JSON, its short form or itself.
 
-        It gets the contexts of :meth:`at`, and those that it lacks and that have one value.
+        It gets the contexts of :meth:`at`, and those that it lacks and that have one value. Its
+        resolution becomes a context, or a context its resolution, as the space has it. What all
+        architectures have is left out.
         :meth:`validate` checks whether it is in the space.
 
         Raises:
@@ -641,10 +679,26 @@ class SearchSpace(ABC):
             found = Architecture.from_text(self.name, given)
         else:
             found = Architecture.from_json(given)
-        if not self.contexts:
+        side = found.resolution
+        if not (self.contexts or found.contexts) and (side is None or self.resolutions):
             return found
+        given = dict(found.contexts)
+        if "resolution" in self.contexts and side is not None:
+            # Two resolutions contradict each other, and are refused.
+            is_same = given.setdefault("resolution", side) == side
+            side = None if is_same or "resolution" in self._fixed else side
+        elif self.resolutions and side is None:
+            side = given.pop("resolution", None)
+        elif side is not None and self._is_setting("resolution", side):
+            side = None
         only = {name: values[0] for name, values in self.contexts.items() if len(values) == 1}
-        return found.at(**{**only, **dict(found.contexts), **self._fixed})
+        known = {
+            name: value
+            for name, value in given.items()
+            if name in self.contexts or not self._is_setting(name, value)
+        }
+        contexts = {**only, **known, **self._fixed}
+        return replace(found, resolution=side, contexts=tuple(contexts.items()))
 
     def validate(self, architecture: Architecture) -> None:
         """Check that an architecture is in the space.
@@ -717,7 +771,13 @@ class SearchSpace(ABC):
             empty = level.unit is not None and not architecture.units[level.unit]
             if code is None or (empty and code):
                 what = "the network" if level.unit is None else f"unit {level.unit + 1}"
-                allowed = [option.label for option in level.options[: 1 if empty else None]]
+                if empty:
+                    form = f"{level.options[0].label}: -".removeprefix(": ")
+                    raise InvalidArchitectureError(
+                        f"the choice of {what} is '{label}', and it has no blocks: write it as "
+                        f"'{form}'"
+                    )
+                allowed = [option.label for option in level.options]
                 raise InvalidArchitectureError(
                     f"the choice of {what} is '{label}'; {self.name} allows "
                     f"{', '.join(allowed) or 'none'}"
@@ -725,17 +785,21 @@ class SearchSpace(ABC):
 
     def _validate_contexts(self, architecture: Architecture) -> None:
         given = dict(architecture.contexts)
-        for name, values in self.contexts.items():
-            if name not in given:
-                raise InvalidArchitectureError(
-                    f"the architecture has no {name}: begin it with '{max(values)} {name}: ', or "
-                    "with another value"
-                )
+        lacking = {n: max(values) for n, values in self.contexts.items() if n not in given}
+        if lacking:
+            front = "".join(f"{value} {name}: " for name, value in sorted(lacking.items()))
+            values = "other values" if len(lacking) > 1 else "another value"
+            raise InvalidArchitectureError(
+                f"the architecture has no {' and no '.join(lacking)}: begin it with '{front}', or "
+                f"with {values}",
+                lacking=lacking,
+            )
         for name, value in given.items():
             if name not in self.contexts:
                 raise InvalidArchitectureError(
                     f"the architecture has a context {name}; {self.name} has "
-                    f"{', '.join(self.contexts) or 'none'}"
+                    f"{', '.join(self.contexts) or 'none'}: leave it out",
+                    foreign={n: v for n, v in given.items() if n not in self.contexts},
                 )
             least, most = self._range(name)
             if not least <= value <= most:
@@ -956,7 +1020,14 @@ class SearchSpace(ABC):
         net = Network((self.batch, 3, side, side), weights, self.dtype, opset or self.opset)
         units = self._chosen(architecture)
         try:
-            return net, self.network(net, units)
+            output = self.network(net, units)
+            if not net.holds(output):
+                raise self._invalid(
+                    "network",
+                    f"a network that returns {output!r}: return the name of its result, such as "
+                    "net.relu(x)",
+                )
+            return net, output
         except ModelsError:
             raise
         except Exception as error:  # a user's class can raise any error
@@ -995,6 +1066,11 @@ class SearchSpace(ABC):
         unit, block = map(int, match.groups())
         return 1 + (unit - 1) * self.max_unit_depth + block - 1
 
+    def has_block_scopes(self) -> bool:
+        """Return whether an operator of the largest network is in the scope of a block."""
+        net, _ = self.trace(self.extremes()[1])
+        return any(self.place(node.name.rpartition(".")[0]) for node in net.nodes)
+
     def places(self, blocks: Codes, pruned: bool = True) -> NDArray[np.int64]:
         """Return an id for the operators at each place of a graph, shape ``(n, places)``.
 
@@ -1018,6 +1094,10 @@ class SearchSpace(ABC):
     def channels(self, base: float) -> int:
         """Return ``base`` times the width multiplier, rounded by :func:`round_channels`."""
         return round_channels(base * self.width_mult)
+
+
+def _all_are(kind: type, values: object) -> bool:
+    return isinstance(values, tuple | list) and all(isinstance(each, kind) for each in values)
 
 
 def _is_whole(value: object) -> bool:

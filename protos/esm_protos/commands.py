@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -27,6 +28,8 @@ _CURES = (
     (re.compile(r"Input should be a valid number.*", re.DOTALL), "give a number"),
 )
 """Messages of the parser, with their remedies."""
+_NO_OPTION = re.compile(r"-[^\w-]")
+"""Beginning of an argument that is no option, whatever its dash says."""
 _NOT_ONE_OF = re.compile(r"'(?P<given>[^']*)' is not one of (?P<choices>.*)")
 
 
@@ -97,15 +100,21 @@ def one_line(error: typer.TyperException, arguments: Sequence[str]) -> str:
         text = f"{found['option']}{_value_of(found['option'], arguments)}: {why}"
     text = " ".join(text.replace("Value error, ", "").split()).removesuffix(".")
     text = text[:1].lower() + text[1:].replace("'. Did you mean", "': did you mean")
-    hint = ""
+    ctx = getattr(error, "ctx", None)
+    name, hint = getattr(error, "option_name", None) or "", ""
+    if ctx is not None and _NO_OPTION.match(name):
+        given = next((each for each in arguments if each.startswith(name)), name)
+        quoted = shlex.quote(given)
+        return (
+            f"{quoted} is read as an option: put -- before it, {ctx.command_path} ... -- {quoted}"
+        )
     if others := _commands_with(error):
         text, hint = error.message.removesuffix("."), f"it is an option of {', '.join(others)}; "
         text = text[:1].lower() + text[1:]
     elif options:
-        hint = nearest(getattr(error, "option_name", ""), options)
+        hint = nearest(name, options)
     elif match := _NOT_ONE_OF.search(text):
         hint = nearest(match["given"], re.findall(r"'([^']*)'", match["choices"]))
-    ctx = getattr(error, "ctx", None)
     if ctx is not None:
         hint += f"see {ctx.command_path} --help"
     return f"{text}{'' if text.endswith('?') else ':'} {hint}" if hint else text

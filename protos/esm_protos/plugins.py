@@ -6,6 +6,7 @@ A family has built-in plug-ins and a group of entry points. A name is looked up 
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -256,6 +257,33 @@ def own_file(plugin: object) -> Path | None:
     # A class that another process sent by value has no module here.
     module = sys.modules.get(cls.__module__) if cls.__module__.startswith(OWN_MODULES) else None
     return None if module is None or module.__file__ is None else Path(module.__file__)
+
+
+def own_line(cls: type, attribute: str) -> str:
+    """Return where a user's file sets an attribute of a class, such as ``" (line 3 of own.py)"``.
+
+    It is ``""`` for a class that is not from a file, and for an attribute that its body lacks.
+    """
+    owner = next((each for each in cls.__mro__ if attribute in vars(each)), cls)
+    if (path := own_file(owner)) is None:
+        return ""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if not isinstance(node, ast.ClassDef) or node.name != owner.__name__:
+            continue
+        for part in node.body:
+            targets = part.targets if isinstance(part, ast.Assign) else [part]
+            if attribute in [_name_of(each) for each in targets]:
+                return f" (line {part.lineno} of {path})"
+    return ""
+
+
+def _name_of(node: ast.AST) -> str:
+    """Return the name that a part of a class body defines or is."""
+    if isinstance(node, ast.AnnAssign):
+        node = node.target
+    if isinstance(node, ast.Name):
+        return node.id
+    return node.name if isinstance(node, ast.FunctionDef) else ""
 
 
 def own_name(plugin: object) -> str:

@@ -386,7 +386,7 @@ FAMILIES = """
 from esm_host.sampling.random import RandomSampler
 from esm_host.search.method import SearchMethod
 from esm_host.transfer.base import FewShotPredictor
-from esm_models.space import Feature, SearchSpace
+from esm_models.space import Feature, SearchSpace, Unit
 
 
 class Sampler(RandomSampler):
@@ -521,6 +521,23 @@ def test_a_space_that_fails_for_some_architectures(own: str) -> None:
         ),
         ("((),)", '(Feature("kernel", "k", (1,)),)', r"own.py:Space has depths=\(\(\),\)"),
         ("(3,)", '(Feature("kernel", "k", (1,)),)', r"own.py:Space has depths=\(3,\)"),
+        ("(3,)", '(Feature("kernel", "k", (1,)),)', r"\(1, 2\)\) \(line 49 of \S+own.py\)$"),
+        ("((1,),)", '(Feature("kernel", "k", (1,)))', r"has features=Feature\(.*: give a tuple of"),
+        ("((1,),)", '(Feature("kernel", "k", (1,)))', r",\) \(line 50 of \S+own.py\)$"),
+        ("((1,),)", "3", r"own.py:Space has features=3: give a tuple of Feature"),
+        ("((1,),)", '(Feature("a", "k", (1,)),)\n    choices = 3', r"choices=3: .*line 51 of"),
+        (
+            "((1,),)",
+            '(Feature("a", "k", (1,)),)\n    units: tuple = Unit((1,), features)',
+            r"units=Unit\(.*: give a tuple of Unit, .*line 51 of",
+        ),
+        ("((1,),)", '(Feature("a", "k", (1,)),)\n    units = [3]', r"units=\[3\]: .*line 51 of"),
+        (
+            "((1,),)",
+            '(Feature("a", "k", (1,)),)\n    units = (Unit((1,), features[0]),)',
+            r"Unit has features=Feature\(.*: give a tuple of Feature, .*line 51 of",
+        ),
+        ("((1,),)", '(Feature("a", "k", (1,)),)\n    contexts = 3', r"contexts=3: .*line 51 of"),
     ],
 )
 def test_a_space_of_impossible_attributes(
@@ -531,6 +548,36 @@ def test_a_space_of_impossible_attributes(
     with pytest.raises(ModelsError, match=said) as caught:
         load_space(f"{file}:Space", resolution=32)
     assert "own.py" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "x = net.relu(net.input)",
+            r"returns None: return the name of .* \(line 52 of \S+own.py\)$",
+        ),
+        ("return net.input, 1", r"returns \('input', 1\): return .* \(line 52 of \S+own.py\)$"),
+        ("return 'x'", r"returns 'x': return the name of its result, such as net.relu\(x\) \(line"),
+        (
+            "return net.relu(None)",
+            r"ValueError: None is not a tensor of .* \(line 53 of \S+own.py\)",
+        ),
+        (
+            "return units[0][0]['kernle']",
+            r"unknown feature 'kernle': did you mean 'kernel'\? choose kernel, width \(line 53 of",
+        ),
+        ("return units[0]['width']", r"unknown feature 'width': there is none \(line 53 of"),
+    ],
+)
+def test_a_space_whose_network_is_wrong(body: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    features = '(Feature("kernel", "k", (1,)), Feature("width", "w", (8,)))'
+    text = FAMILIES.format(depths="((1,),)", features=features)
+    file.write_text(text[: text.index("        if len(units[0])")] + f"        {body}\n")
+    with pytest.raises(ModelsError, match=rf"^{file}:Space .*{said}") as caught:
+        load_space(f"{file}:Space", resolution=32)
     assert "\n" not in str(caught.value)
 
 

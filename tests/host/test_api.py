@@ -438,6 +438,22 @@ def test_what_speaks_against_a_campaign_is_a_warning(tmp_path: Path) -> None:
         esm_host.profile(settings, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("fake", "interrupted")
+@pytest.mark.parametrize(("name", "warns"), [("Tiny", True), ("Scoped", False)])
+def test_a_space_without_scopes_of_blocks_is_a_warning(
+    name: str, warns: bool, tmp_path: Path
+) -> None:
+    own = f"{Path(__file__).parent / 'own_spaces.py'}:{name}"
+    settings = esm_host.Settings("any", space=own, initial=10, bins=1, verify=0)
+    with (
+        warnings.catch_warnings(record=True, action="always") as caught,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        esm_host.profile(settings, tmp_path / "run")
+    said = f"{own} has no operator in a scope like unit1.block1, so predictors cannot tell"
+    assert any(str(each.message).startswith(said) for each in caught) == warns
+
+
 def test_impossible_campaigns_leave_no_folder(fake: FakeProfiler, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(esm_host.UsageError, match="unknown encoding"):

@@ -184,6 +184,47 @@ def test_batch_and_resolution_reach_the_graph() -> None:
     assert (space.batch, space.resolution) == (4, 64)
 
 
+def test_a_resolution_in_either_form_is_what_the_space_has() -> None:
+    placed = load_space("ofa", contexts={"resolution": (96, 160)})
+    free, fixed = load_space("ofa"), load_space("ofa", resolution=160)
+    network = "2*k3e3 | 2*k5e4 | 4*k7e6 | 3*k3e6 | 2*k3e3"
+    for side in ("160 px", "160 resolution", "160 px: 160 resolution"):
+        given = f"{side}: {network}"
+        assert placed.read(given).to_text() == f"160 resolution: {network}"
+        assert placed.at(resolution=80).read(given).to_text() == f"80 resolution: {network}"
+        assert fixed.read(given).to_text() == network
+    for given in (f"160 px: {network}", f"160 resolution: {network}"):
+        assert free.read(given).to_text() == f"160 px: {network}"
+    for space, given, message in (
+        (placed, "128 px: 160 resolution", "has a resolution of its own, 128: leave it out"),
+        (fixed, "128 px", "has a resolution of its own, 128: leave it out"),
+        (fixed, "128 resolution", "has a context resolution; ofa has none: leave it out"),
+        (free, "100 resolution", "resolution is 100; ofa allows 128, 132"),
+    ):
+        with pytest.raises(InvalidArchitectureError, match=message):
+            space.validate(space.read(f"{given}: {network}"))
+    with pytest.raises(InvalidSpaceError, match="own here, begin its short form with '224 px: '"):
+        free.at(resolution=160)
+
+
+def test_what_all_architectures_have_is_no_context() -> None:
+    space = Reader().at(batch=1)
+    assert space.read("1 batch: 8 past: d16; w8").contexts == (("past", 8),)
+    with pytest.raises(InvalidSpaceError, match="context 'batch' has one value here"):
+        space.at(batch=2)
+
+
+def test_contexts_that_an_architecture_lacks_are_named_at_once() -> None:
+    space = Reader().with_contexts({"batch": (1, 4)})
+    with pytest.raises(InvalidArchitectureError) as refused:
+        space.validate(space.read("d16; w8"))
+    assert str(refused.value) == (
+        "the architecture has no past and no batch: begin it with '4 batch: 40 past: ', or with "
+        "other values"
+    )
+    space.validate(space.read("4 batch: 40 past: d16; w8"))
+
+
 def test_a_free_resolution_becomes_a_context() -> None:
     space = load_space("ofa", contexts={"resolution": (128, 160)})
     architecture = space.extremes()[0]
@@ -206,6 +247,7 @@ def test_a_free_resolution_becomes_a_context() -> None:
             "past=abc: give whole numbers of 1 or more; .* reader are past, batch",
         ),
         ({"past": 0}, "past=0: give whole numbers of 1 or more"),
+        ({"past": 99_999_999_999}, "past=99999999999: give whole numbers of 1 to 1073741823"),
         ({"past": (8, 1.5)}, r"past=1\.5: give whole numbers"),
         ({"batch": (5000,)}, "batch=5000: give whole numbers of 1 to 4096"),
         ({"past": (8, 8)}, "past=8,8: give one value or more, each once"),

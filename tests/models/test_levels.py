@@ -79,9 +79,11 @@ def test_the_choice_of_a_unit_without_blocks_has_one_form() -> None:
     space = UnequalSpace()
     one = space.read("32 px: s8relu; w16: - | w40: e1/4k3 | k3")
     space.validate(one)
-    other = space.read("32 px: s8relu; w24: - | w40: e1/4k3 | k3")
-    with pytest.raises(InvalidArchitectureError, match=r"choice of unit 1 is 'w24'.*allows w16"):
-        space.validate(other)
+    for own, label in (("w24: -", "w24"), ("-", "")):
+        other = space.read(f"32 px: s8relu; {own} | w40: e1/4k3 | k3")
+        said = f"choice of unit 1 is '{label}', and it has no blocks: write it as 'w16: -'$"
+        with pytest.raises(InvalidArchitectureError, match=said):
+            space.validate(other)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_host.campaign.folder import resume_command
-from esm_host.errors import DatasetError
+from esm_host.campaign.measured_contexts import MeasuredContexts
+from esm_host.errors import DatasetError, GuessWarning, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.parallel import ByValue
 from esm_host.typed import typed
@@ -34,6 +36,7 @@ class Latency:
         settings: Settings of the campaign.
         encoder: Encoder of the campaign's predictor.
         model: Predictor as an ONNX file; the predictor itself if it has no ONNX form.
+        contexts: Contexts that the campaign measured; None if there are none.
 
     Raises:
         DatasetError: the ONNX model is damaged.
@@ -45,12 +48,18 @@ class Latency:
     """
 
     def __init__(
-        self, path: Path, settings: Settings, encoder: Encoder, model: bytes | Predictor
+        self,
+        path: Path,
+        settings: Settings,
+        encoder: Encoder,
+        model: bytes | Predictor,
+        contexts: MeasuredContexts | None = None,
     ) -> None:
         self.path = path
         self._settings = settings
         self._encoder = encoder
         self._model = model
+        self._contexts = contexts
         self._predict  # noqa: B018  # reports a damaged model now
 
     def __call__(self, architecture: Architecture | Mapping[str, Any] | str) -> float:
@@ -58,6 +67,8 @@ class Latency:
 
         Raises:
             InvalidArchitectureError: the architecture is not in the search space.
+            UsageError: its context is more than 10 times beyond the measured ones, or its
+                prediction is infinite.
         """
         return float(self._many([architecture])[0])
 
@@ -74,9 +85,26 @@ class Latency:
     def _many(
         self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
     ) -> NDArray[np.float64]:
-        return self._predict(
-            self._encoder.encode([self._encoder.space.read(given) for given in architectures])
-        )
+        read = [self._encoder.space.read(given) for given in architectures]
+        encodings = self._encoder.encode(read)
+        self.check_contexts(read)
+        latency_ms = self._predict(encodings)
+        if np.isinf(latency_ms).any():
+            wild = read[int(np.isinf(latency_ms).argmax())].to_text()
+            raise UsageError(
+                f"the prediction of '{wild}' is infinite: the networks that "
+                f"{self.path} measured are too different"
+            )
+        return latency_ms
+
+    def check_contexts(self, architectures: Sequence[Architecture]) -> None:
+        """Warn if the contexts of architectures are far from the measured ones.
+
+        Raises:
+            UsageError: a context is more than 10 times beyond the measured ones.
+        """
+        if self._contexts and (text := self._contexts.guess(architectures)):
+            warnings.warn(GuessWarning(text), stacklevel=4)
 
     def __repr__(self) -> str:
         return f"<Latency by {self.path}>"
@@ -86,7 +114,7 @@ class Latency:
         # of a user's own space.
         sources: SourceModels | None = getattr(self._encoder, "models", None)
         model = self._model if isinstance(self._model, bytes) else ByValue(self._model)
-        return _rebuild, (self.path, self._settings, sources, model)
+        return _rebuild, (self.path, self._settings, sources, model, self._contexts)
 
     @cached_property
     def _predict(self) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
@@ -122,11 +150,15 @@ class Latency:
 
 
 def _rebuild(
-    path: Path, settings: Settings, sources: SourceModels | None, model: bytes | Predictor
+    path: Path,
+    settings: Settings,
+    sources: SourceModels | None,
+    model: bytes | Predictor,
+    contexts: MeasuredContexts | None = None,
 ) -> Latency:
     space = settings.search_space()
     if sources is None:
-        return Latency(path, settings, settings.encoder(space), model)
+        return Latency(path, settings, settings.encoder(space), model, contexts)
     from esm_host.encoding.sources import SourcesEncoder  # slow to load
 
-    return Latency(path, settings, SourcesEncoder(space, sources), model)
+    return Latency(path, settings, SourcesEncoder(space, sources), model, contexts)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from esm_host.arguments import argument
 from esm_host.campaign.folder import RunFolder, resume_command
 from esm_host.campaign.latency import Latency
+from esm_host.campaign.measured_contexts import MeasuredContexts
 from esm_host.dataset.campaign_metric import CAMPAIGN_METRICS, LATENCY, CampaignMetric
 from esm_host.dataset.measurements import Measurements
 from esm_host.dataset.table import BlockTable, Dataset, Figures, best_attempts
@@ -432,6 +433,8 @@ class Run:
         Raises:
             DatasetError: the predictor does not exist yet, or is damaged.
             InvalidArchitectureError: an architecture is not in the search space.
+            UsageError: a context is more than 10 times beyond the measured ones, or a prediction
+                is infinite. Half beyond them is a warning.
         """
         return self.function().many(architectures)
 
@@ -461,7 +464,14 @@ class Run:
         path = self._folder.files(self._metric).onnx
         # A predictor without an ONNX form is fitted again.
         model = path.read_bytes() if path.exists() else self.predictor
-        return Latency(self.path, self.settings, self.encoder, model)
+        return Latency(self.path, self.settings, self.encoder, model, self.measured_contexts)
+
+    @cached_property
+    def measured_contexts(self) -> MeasuredContexts | None:
+        """Contexts that were measured, also by searches; None if the space has none."""
+        if not self.space.contexts:
+            return None
+        return MeasuredContexts.of(self.path, self._records.datasets[LATENCY.name].architectures)
 
     @typed
     def predict_interval(
@@ -488,7 +498,9 @@ class Run:
         if own and issubclass(predictor_class(settings.predictor), IntervalPredictor):
             predictor = self.predictor
             assert isinstance(predictor, IntervalPredictor)
-            encodings = self._encode(architectures)
+            read = [self.space.read(given) for given in architectures]
+            encodings = self.encoder.encode(read)
+            self.function().check_contexts(read)
             with own_failures(predictor):
                 return predictor.predict_interval(encodings, coverage)
         latency_ms = self.predict(architectures)
@@ -583,11 +595,6 @@ class Run:
             DatasetError: the file of the sources is missing or damaged.
         """
         return self._folder.sources_encoder(self.space)
-
-    def _encode(
-        self, architectures: Sequence[Architecture | Mapping[str, Any] | str]
-    ) -> NDArray[np.float32]:
-        return self.encoder.encode([self.space.read(given) for given in architectures])
 
     @typed
     def sample(

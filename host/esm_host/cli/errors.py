@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 import typer
 
+from esm_host.arguments import flag
 from esm_host.errors import EsmError, UsageError
-from esm_models.errors import InvalidSpaceError, ModelsError
+from esm_models.errors import InvalidArchitectureError, InvalidSpaceError, ModelsError
 from esm_protos.commands import with_origins
 from esm_protos.text import install, printable
 
@@ -22,6 +23,11 @@ _NETWORKS = ("torch", "gpytorch")
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def as_options(contexts: Mapping[str, int]) -> str:
+    """Return contexts as options of the command line."""
+    return " ".join(f"{flag('contexts')} {name}={value}" for name, value in contexts.items())
 
 
 def _extra(module: str | None) -> str:
@@ -64,7 +70,10 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             typer.echo(f"error: {printable(UsageError.of_space(error).for_command())}", err=True)
             raise typer.Exit(USAGE) from None
         except ModelsError as error:
-            typer.echo(f"error: {printable(str(error))}", err=True)
+            text = str(error)
+            if isinstance(error, InvalidArchitectureError) and error.lacking:
+                text += f", or give {as_options(error.lacking)}"
+            typer.echo(f"error: {printable(text)}", err=True)
             raise typer.Exit(USAGE) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""

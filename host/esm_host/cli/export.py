@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esm_host.cli.architectures import read_entries
-from esm_host.cli.errors import one_line_errors
+from esm_host.cli.errors import as_options, one_line_errors
 from esm_host.cli.option_groups import grouped
 from esm_host.cli.options import InContext, Resolution, dtype_names, read_context
 from esm_host.cli.table import print_table
@@ -98,11 +98,18 @@ def export(
     Example: esm-host export runs/pi4 --architectures chosen.json --output chosen
     """
     from esm_host.api import export as write
+    from esm_models.errors import InvalidArchitectureError
 
     given = {name: value for name, value in vars(networks).items() if value is not None}
     space = _space(source, given, read_context(context))
     names = None if formats is None else [name.strip() for name in formats.split(",") if name]
-    exported = write(space, read_entries(architectures), output, formats=names, seed=seed)
+    entries = read_entries(architectures)
+    try:
+        exported = write(space, entries, output, formats=names, seed=seed)
+    except InvalidArchitectureError as error:
+        if not error.foreign or Path(source).is_dir():
+            raise
+        raise UsageError(f"{error}, or give {as_options(error.foreign)}") from error
     print_table(
         ("folder", "blocks", "parameters"),
         [(str(e.folder), str(e.architecture.depth), f"{e.parameters:,}") for e in exported],

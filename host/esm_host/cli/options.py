@@ -190,8 +190,8 @@ Space = Annotated[
 Resolution = Annotated[
     int | None,
     typer.Option(
-        help="Height and width of the input, in pixels. [default: 32 for nasbench201 and fbnet, "
-        "sampled in ofa, otherwise 224]",
+        help="Height and width of the input, in pixels; tokens for hat. [default: that of the "
+        "space]",
         rich_help_panel=_SPACE,
     ),
 ]

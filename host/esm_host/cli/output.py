@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 
-from esm_host.errors import UsageError
+from esm_host.arguments import on_command_line
+from esm_host.errors import GuessWarning, UsageError
 
 
 def check_output(
@@ -38,6 +41,24 @@ def check_output(
         raise UsageError(f"{flag} {path} is a folder: give a file")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{flag} {path} cannot be written: give another file")
+
+
+@contextmanager
+def guesses_on_stderr() -> Iterator[None]:
+    """Print each :class:`GuessWarning` as a line, once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", GuessWarning)
+        others, shown = warnings.showwarning, set[str]()
+
+        def show(message: Warning | str, *about: Any, **more: Any) -> None:
+            if not isinstance(message, GuessWarning):
+                others(message, *about, **more)
+            elif message.marked not in shown:
+                shown.add(message.marked)
+                typer.echo(f"warning: {on_command_line(message.marked)}", err=True)
+
+        warnings.showwarning = show
+        yield
 
 
 def _same(kept: Path, path: Path) -> bool:

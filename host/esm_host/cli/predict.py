@@ -21,7 +21,7 @@ from esm_host.cli.options import (
     read_context,
     sampler_names,
 )
-from esm_host.cli.output import check_output, write_output
+from esm_host.cli.output import check_output, guesses_on_stderr, write_output
 from esm_host.cli.table import print_table
 from esm_host.sampling import SAMPLERS
 from esm_protos.text import counted
@@ -131,7 +131,9 @@ def predict(
             raise UsageError("--context cannot be combined with --against: leave one of them out")
         if metric and len(metrics) > 1:
             raise UsageError(f"--against compares one metric, not --metric {metric}: give one")
-        _show_against(views[metrics[0]].against(load_run(against)), output)
+        with guesses_on_stderr():
+            found = views[metrics[0]].against(load_run(against))
+        _show_against(found, output)
         return
     if given:
         chosen = [space.read(text) for text in given]
@@ -139,14 +141,15 @@ def predict(
         chosen = read_architectures(architectures, space)
     else:
         chosen = campaign.sample(samples.sample, samples.sampling, samples.seed, contexts)
-    columns: dict[str, list[Any]] = {
-        each.key: view.predict(chosen).tolist() for each, view in views.items()
-    }
-    if interval is not None:
-        share = as_share("--interval", interval)
-        for each, view in views.items():
-            ends = view.predict_interval(chosen, share)
-            columns[_interval(each)] = np.stack(ends, axis=1).tolist()
+    with guesses_on_stderr():
+        columns: dict[str, list[Any]] = {
+            each.key: view.predict(chosen).tolist() for each, view in views.items()
+        }
+        if interval is not None:
+            share = as_share("--interval", interval)
+            for each, view in views.items():
+                ends = view.predict_interval(chosen, share)
+                columns[_interval(each)] = np.stack(ends, axis=1).tolist()
     results: list[dict[str, Any]] = [
         {
             **{name: values[row] for name, values in columns.items()},

@@ -28,6 +28,9 @@ FORMATS = ("onnx", "torch", "json")
 
 INDEX = "architectures.json"
 
+_IN_CONTEXT = ("_ms", "_mj", "_uj_s", "_bytes", "flops")
+"""Ends of the names of values that hold in one context."""
+
 _MOST_BYTES = 2**31 - 2**20
 """Largest size of a file's weights; protobuf's limit is 2 GiB, and operators need some of it."""
 
@@ -82,6 +85,9 @@ def read_entries(
 ) -> list[tuple[Architecture, dict[str, Any]]]:
     """Return architectures of the space, and the further values of each entry.
 
+    Latencies and other values that hold in one context are left out if the space places the
+    architecture in another.
+
     Args:
         space: Search space.
         entries: Architectures, their JSON or short forms, or mappings that hold one as
@@ -94,19 +100,41 @@ def read_entries(
     """
     if not len(entries):
         raise UsageError("an empty list of architectures exports nothing: give one")
-    read = []
+    read: list[tuple[Architecture, dict[str, Any]]] = []
     for number, entry in enumerate(entries, start=1):
         others: dict[str, Any] = {}
         try:
             if isinstance(entry, Mapping) and "architecture" in entry:
                 others = {k: v for k, v in entry.items() if k != "architecture"}
                 entry = entry["architecture"]
-            entry = space.read(entry)
-            space.validate(entry)
+            architecture = space.read(entry)
+            space.validate(architecture)
         except InvalidArchitectureError as error:
-            raise InvalidArchitectureError(f"architecture {number}: {error}") from error
-        read.append((entry, others))
+            text = f"architecture {number}: {error}"
+            raise InvalidArchitectureError(text, error.lacking, error.foreign) from error
+        if others and not _is_placed(entry, architecture, space):
+            others = {k: v for k, v in others.items() if not k.endswith(_IN_CONTEXT)}
+        read.append((architecture, others))
     return read
+
+
+def _is_placed(
+    given: Architecture | Mapping[str, Any] | str, architecture: Architecture, space: SearchSpace
+) -> bool:
+    """Return whether an architecture says itself the contexts in which the space places it."""
+    if isinstance(given, str):
+        given = Architecture.from_text(space.name, given)
+    elif not isinstance(given, Architecture):
+        given = Architecture.from_json(given)
+    said, placed = _contexts(given), _contexts(architecture)
+    return placed.keys() <= said.keys() and all(
+        value == placed.get(name, getattr(space, name, None)) for name, value in said.items()
+    )
+
+
+def _contexts(architecture: Architecture) -> dict[str, int | None]:
+    side = architecture.resolution
+    return {**({} if side is None else {"resolution": side}), **dict(architecture.contexts)}
 
 
 def export_architectures(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def fitting(
     if names:
         named = _named(names)
         for source in named:
-            _check_fit(source, space)
+            _check_fit(source, space, _other_contexts(source.space, space))
         return named
     own = None if but is None else but.resolve()
     return [
@@ -290,11 +291,25 @@ def _alike(source: Source, space: SearchSpace) -> bool:
     return source.fits(space) and source.space.settings() == space.settings()
 
 
-def _check_fit(source: Source, space: SearchSpace) -> None:
+def _check_fit(source: Source, space: SearchSpace, cure: str = "") -> None:
     if not source.fits(space):
-        raise UsageError(
-            f"source '{source.name}' is of {source.space.name}, not of {space.name}: omit it"
-        )
+        name = describe if source.space.name == space.name else attrgetter("name")
+        both = f"{name(source.space)}, not of {name(space)}"
+        raise UsageError(f"source '{source.name}' is of {both}: {cure}omit it")
+
+
+def _other_contexts(source: SearchSpace, space: SearchSpace) -> str:
+    """Return how a campaign gets the contexts of a source; empty if it has them."""
+    if source.name != space.name:
+        return ""
+    lacking = [
+        f"{argument('contexts')} {name}={','.join(map(str, values))}"
+        for name, values in source.contexts.items()
+        if name not in space.contexts
+    ]
+    more = [f"{argument('contexts')} {name}" for name in space.contexts.keys() - source.contexts]
+    ways = [*(f"give {each}" for each in lacking), *(f"leave out {each}" for each in sorted(more))]
+    return f"{' and '.join(ways)}, or " if ways else ""
 
 
 def describe(space: SearchSpace) -> str:

@@ -41,6 +41,7 @@ from esm_host.transfer.held_out import HELD_OUT_FACT, judge, judge_adapted
 from esm_host.workflows.resuming import without_effect, without_effect_yet
 from esm_host.workflows.warm_start import FirstArchitectures, WarmStart, warm_start
 from esm_models.space import SearchSpace
+from esm_protos.plugins import own_name
 from esm_protos.text import counted
 
 RESUMABLE = frozenset(Changes.__annotations__)
@@ -111,6 +112,11 @@ def run_campaign(
     _check_space(settings, space)
     if stored is None or stored.verify != settings.verify:  # an older version took any number
         _check_verify(settings, space)
+    if stored is None and not space.has_block_scopes():
+        watcher.warn(
+            f"{own_name(space)} has no operator in a scope like unit1.block1, so predictors "
+            'cannot tell its blocks apart: build each block within net.scope("unit1.block1")'
+        )
     # If the sampler chooses, every block is a round.
     if settings.initial <= 2 * settings.block_size and not settings.chooses:
         watcher.warn(

@@ -88,7 +88,8 @@ def run_search(
             measured.
 
     Raises:
-        UsageError: a setting is invalid.
+        UsageError: a setting is invalid, or a context is more than 10 times beyond the measured
+            ones.
         DatasetError: a campaign or the folder is unusable.
         BusyError: another program uses a campaign's folder, or a device is in use and ``wait`` is
             False.
@@ -101,6 +102,10 @@ def run_search(
             RunFolder(run.path).prepare(resume=True)
         runs = [load_run(path) for path in settings.runs]
     space = _common_space(runs, settings.contexts)
+    for run in runs:
+        contexts = run.measured_contexts
+        if contexts and (text := contexts.guess(space.extremes())):
+            watcher.warn(text)
     _check_metrics(settings, runs)
     _check_names(settings)
     own = [read_measure(spec, space) for spec in settings.objective_specs if spec.source]

@@ -77,7 +77,8 @@ def warm_start(settings: Settings, space: SearchSpace, folder: Path) -> WarmStar
         _encodings("check_encodings")(encoding)
     found = registry.fitting(space, settings.source_names, folder.parent, but=folder)
     if not found:
-        if any(source.fits(space) for source in registry.everything(folder.parent, space)):
+        known = registry.everything(folder.parent, space)
+        if any(source.space.name == space.name for source in known):
             raise UsageError(
                 f"no source matches {registry.describe(space)} with at least {registry.LEAST} "
                 "architectures: name the sources to learn from, as in "

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import re
 import shlex
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from typer.testing import CliRunner
 
 from esm_host import Settings, load_run
 from esm_host.cli.app import app
-from esm_host.errors import UsageError
+from esm_host.errors import GuessWarning, UsageError
 from esm_host.report.campaign import _measured, campaign_page
 from esm_host.search.record import load_search
 from esm_host.sources.registry import describe, describe_settings
@@ -162,16 +165,27 @@ def test_predict_places_networks_in_the_context_that_is_given(run: Path, tmp_pat
 
 KNOWN = "the contexts of lm-decode are past, batch"
 REFUSED = {
-    "predict RUN --sample 2 --context pst=9": "unknown context 'pst': the space has past",
+    "predict RUN --sample 2 --context pst=9": "unknown context 'pst': did you mean "
+    "'past'? the space has past",
     "predict RUN --sample 2 --context batch=9": "context 'batch' has one value here: measure "
     "with several to vary it; varied are past",
     "predict RUN --sample 2 --context past=far": "--context past=far: give whole numbers of 1 or "
     f"more; {KNOWN}",
     "predict RUN --sample 2 --context past=1,2": "--context past=1,2: give one value",
     "predict RUN --sample 2 --context past": "--context 'past': give NAME=VALUE, such as past=512",
+    "predict RUN --sample 2 --context past=2561": "past 2561 is more than 10 times beyond the "
+    "measured 64, 128, 256 of RUN: profile a campaign with --context past=64,128,256,2561",
+    "predict RUN '6 past: d512; 8*h8g2f1536'": "past 6 is more than 10 times beyond the measured "
+    "64, 128, 256 of RUN: profile a campaign with --context past=6,64,128,256",
+    "search RUN --context past=2561": "past 2561 is more than 10 times beyond the measured 64, ",
     "predict RUN --against RUN --context past=1": "--context cannot be combined with --against",
-    "predict RUN 'd512; 8*h8g2f1536'": "the architecture has no past: begin it with '256 past: '",
-    "search RUN --context pst=9": "unknown context 'pst': the space has past",
+    "predict RUN 'd512; 8*h8g2f1536'": "the architecture has no past: begin it with '256 past: ', "
+    "or with another value, or give --context past=256",
+    "export RUN -a FILE -o OUT": "architecture 1: the architecture has no past: begin it with "
+    "'256 past: ', or with another value, or give --context past=256",
+    "export resnet -a JSON -o OUT": "the architecture has a context batch; resnet has none: leave "
+    "it out, or give --context batch=4",
+    "search RUN --context pst=9": "unknown context 'pst': did you mean 'past'? the space has past",
     "search RUN --measure 0": "several contexts, past of 64, 128, 256: give --context past=256",
     "export RUN -a FILE -o OUT --context pst=9": "the space has past",
     "export lm-decode -a FILE -o OUT --context pst=9": "choose past, batch",
@@ -193,9 +207,53 @@ REFUSED = {
 @pytest.mark.parametrize("command", REFUSED)
 def test_what_is_refused_is_one_line(run: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "file.txt").write_text("d512; 8*h8g2f1536\n")
+    placed = load_space("resnet").extremes()[0].at(batch=4)
+    (tmp_path / "file.json").write_text(json.dumps(placed.to_json()))
     named = {"RUN": run, "OUT": tmp_path / "out", "FILE": tmp_path / "file.txt"}
+    named["JSON"] = tmp_path / "file.json"
     arguments = [named.get(word, word) for word in shlex.split(command)]
-    assert_refused(esm_host(*arguments), 2, REFUSED[command])
+    assert_refused(esm_host(*arguments), 2, REFUSED[command].replace("RUN", str(run)))
+
+
+def test_a_prediction_far_from_the_grid_is_a_guess(run: Path) -> None:
+    guess = (
+        "predictions at past {0} are a guess, far from the measured 64, 128, 256 of "
+        f"{run}: profile a campaign with {{1}} past={{2}}"
+    )
+    grid = "64,128,256"
+    for value, wanted in ((385, f"{grid},385"), (31, f"31,{grid}")):
+        text = guess.format(value, "contexts", wanted)
+        architectures = load_run(run).sample(2, contexts={"past": value})
+        for function in (load_run(run).predict, load_run(run).predict_interval):
+            with pytest.warns(GuessWarning, match=re.escape(text)):
+                function(architectures)
+        with pytest.warns(GuessWarning, match=re.escape(text)):
+            pickle.loads(pickle.dumps(load_run(run).latency()))(architectures[0])
+        text = f"warning: {guess.format(value, '--context', wanted)}\n"
+        place = ("--context", f"past={value}")
+        assert text == esm_host("predict", run, "--sample", 2, *place, "--interval", 90).stderr
+        assert text in esm_host("search", run, *place, "--measure", 0, "-o", run / wanted).stderr
+
+
+def test_a_prediction_near_the_grid_is_not_a_guess(run: Path) -> None:
+    found = load_run(run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GuessWarning)
+        for past in (32, 384):
+            found.predict(found.sample(2, contexts={"past": past}))
+
+
+def test_a_value_that_a_search_measured_is_no_guess(run: Path) -> None:
+    place = ("--context", "past=1024")
+    assert "guess" in esm_host("search", run, *place, "--measure", 2, "--batch", 2).stderr
+    assert not esm_host("predict", run, "--sample", 2, *place).stderr
+
+
+def test_an_infinite_prediction_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load_run(run)
+    monkeypatch.setitem(vars(found.latency()), "_predict", lambda x: np.full(len(x), np.inf))
+    with pytest.raises(UsageError, match="the prediction of '64 past: "):
+        found.predict(found.sample(1, contexts={"past": 64}))
 
 
 def test_search_measures_in_the_context_that_is_given(run: Path) -> None:
@@ -244,6 +302,24 @@ def test_exported_networks_are_in_the_context_that_is_given(run: Path, tmp_path:
     assert index["results"][0]["architecture"]["contexts"] == {"past": 7}
 
 
+def test_an_exported_network_keeps_values_of_its_own_context_only(tmp_path: Path) -> None:
+    architecture = load_space("lm-decode").read("64 past: d512; 8*h8g2f1536")
+    others = {"latency_ms": 3.5, "pi4.energy_mj": 2, "flops": 1e9, "accuracy": 71.5}
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps([{"architecture": architecture.to_json(), **others}]))
+    for values, kept in (
+        (["past=64"], others),
+        (["past=64", "batch=1"], {"accuracy": 71.5}),
+        (["past=128"], {"accuracy": 71.5}),
+    ):
+        out = tmp_path / "-".join(values)
+        place = ["--format", "json", *(word for each in values for word in ("--context", each))]
+        result = esm_host("export", "lm-decode", "-a", file, "-o", out, *place)
+        assert result.exit_code == 0, result.output
+        (row,) = json.loads((out / "architectures.json").read_text())["results"]
+        assert {name: row[name] for name in row if name in others} == kept
+
+
 def test_batch_is_a_context_of_any_space(tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = [
@@ -255,7 +331,8 @@ def test_batch_is_a_context_of_any_space(tmp_path: Path) -> None:
     found = load_run(run)
     assert {*found.measurements()["batch"]} <= {1, 2, 4}
     cell = "8 batch: 6*nor_conv_3x3"
-    assert found.predict([cell, found.space.read(cell).at(batch=1)]).shape == (2,)
+    with pytest.warns(GuessWarning, match="at batch 8 are a guess, far from the measured 1, 2, 4"):
+        assert found.predict([cell, found.space.read(cell).at(batch=1)]).shape == (2,)
     assert found.encoder.columns[-1] == "batch"
 
 

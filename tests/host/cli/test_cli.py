@@ -915,6 +915,10 @@ def test_without_arguments_it_shows_the_help() -> None:
         ),
         (["time"], ["missing argument 'MODEL.onnx'", "time --help"]),
         (
+            ["predict", "runs/z", "- | k3"],
+            ["'- | k3' is read as an option: put -- before it, esm-host predict ... -- '- | k3'"],
+        ),
+        (
             ["time", "a.onnx", "--runs", "many"],
             ["--runs many: give a whole number: see", "time --help"],
         ),

@@ -98,7 +98,7 @@ def test_the_campaigns_predictor_has_learnt_from_it(run: Path, fake: FakeProfile
     again = campaign.predict(campaign.sample(20))
     assert not np.array_equal(before, again)
     np.testing.assert_allclose(
-        again, campaign.predictor.predict(campaign._encode(campaign.sample(20))), rtol=1e-4
+        again, campaign.predictor.predict(campaign.encoder.encode(campaign.sample(20))), rtol=1e-4
     )
 
 

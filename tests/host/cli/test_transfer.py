@@ -97,7 +97,7 @@ def test_what_it_makes_is_a_campaign(finished: tuple[Path, str], tmp_path: Path)
     assert esm_host("report", run, "--output", tmp_path / "report.html").exit_code == 0
     loaded = load_run(run)
     drawn = loaded.sample(20)
-    fitted_again = loaded.predictor.predict(loaded._encode(drawn))
+    fitted_again = loaded.predictor.predict(loaded.encoder.encode(drawn))
     np.testing.assert_allclose(loaded.predict(drawn), fitted_again, 1e-4)
 
 
@@ -126,6 +126,8 @@ def test_sources_of_other_settings_are_taken_by_name_only(known: Path, tmp_path:
     try:
         other = ["--batch", 2, "--held-out", 4]
         assert_refused(transfer(tmp_path / "run", *other), "no source matches resnet", "name")
+        placed = ["--context", "batch=1,2"]
+        assert_refused(transfer(tmp_path / "run", *placed), "no source matches resnet", "name")
         named = transfer(tmp_path / "run", *other, "--source", "others")
         assert named.exit_code == 0, named.output
     finally:

@@ -72,7 +72,7 @@ def test_held_out_figures_are_those_of_the_result(transferred: Path, tmp_path: P
     assert (frame["low_ms"] < frame["predicted_ms"]).all()
     assert (frame["predicted_ms"] < frame["high_ms"]).all()
     # Not the predictor that is kept, which has seen them.
-    kept = run.predictor.predict(run._encode(_architectures(run, frame["architecture_key"])))
+    kept = run.predictor.predict(run.encoder.encode(_architectures(run, frame["architecture_key"])))
     assert not np.allclose(kept, frame["predicted_ms"], rtol=1e-4)
     text = section(transferred, tmp_path)
     assert f"rank correlation {told['spearman']:.3f}" in text

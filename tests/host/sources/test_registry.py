@@ -15,7 +15,16 @@ from esm_host.dataset.benchmarks import LatencyTable, write_table
 from esm_host.errors import DatasetError, UsageError
 from esm_host.sources import registry
 from esm_host.sources.folder import folder, tables
-from esm_host.sources.registry import LEAST, entries, fitting, keep, load, of_one_space, remove
+from esm_host.sources.registry import (
+    LEAST,
+    describe,
+    entries,
+    fitting,
+    keep,
+    load,
+    of_one_space,
+    remove,
+)
 from esm_host.transfer.source import Source, side_by_side
 from esm_models.errors import UnknownSpaceError
 from esm_models.spaces import load_space
@@ -171,6 +180,28 @@ def test_what_is_named_is_taken_as_it_is_and_must_fit(campaign: Path, tmp_path: 
     (folder() / "boards.parquet").write_bytes(b"")
     with pytest.raises(DatasetError):
         fitting(CELLS, ["boards"], tmp_path)
+
+
+def test_a_source_in_other_contexts_is_refused_with_their_names(
+    campaign: Path, tmp_path: Path
+) -> None:
+    batched = EDGE.with_contexts({"batch": (1, 2)})
+    with pytest.raises(UsageError) as refused:
+        fitting(batched, [str(campaign)], tmp_path)
+    own = describe(EDGE)
+    assert refused.value.for_command() == (
+        f"source '{campaign}' is of {own}, not of {own}, batch 1/2: leave out --context batch, or "
+        "omit it"
+    )
+    source = Source("placed", batched, batched.encode([batched.extremes()[0]]), np.ones(1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "load", lambda name: [source])
+        with pytest.raises(UsageError) as refused:
+            fitting(EDGE, ["placed"], tmp_path)
+    assert refused.value.for_command() == (
+        f"source 'placed' is of {own}, batch 1/2, not of {own}: give --context batch=1,2, or omit "
+        "it"
+    )
 
 
 def test_looking_at_campaigns_runs_no_file(tmp_path: Path, campaign: Path) -> None:
