@@ -104,10 +104,6 @@ class Network:
         self._scope = ""
         self._used: dict[str, int] = {}
 
-    def holds(self, tensor: object) -> bool:
-        """Return whether this is the name of a tensor of the graph."""
-        return isinstance(tensor, str) and tensor in self._shapes
-
     def shape(self, tensor: str) -> tuple[int, ...]:
         """Return the shape of a tensor, (batch, channels, height, width) for images."""
         return self._shapes[tensor]

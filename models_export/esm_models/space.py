@@ -13,6 +13,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -1021,13 +1022,14 @@ class SearchSpace(ABC):
         units = self._chosen(architecture)
         try:
             output = self.network(net, units)
-            if not net.holds(output):
-                raise self._invalid(
-                    "network",
-                    f"a network that returns {output!r}: return the name of its result, such as "
-                    "net.relu(x)",
-                )
-            return net, output
+            with suppress(TypeError, ValueError):
+                net.shape(output)
+                return net, output
+            raise self._invalid(
+                "network",
+                f"a network that returns {output!r}: return the name of its result, such as "
+                "net.relu(x)",
+            )
         except ModelsError:
             raise
         except Exception as error:  # a user's class can raise any error
