@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -146,6 +147,7 @@ class Comparison:
         changes: Change of every model, case and device.
         allowed: Differences between the timings that the caller allowed, in words.
         timings: Number of base timings and of new timings.
+        warnings: Reasons to doubt the timings, in words; empty in files of older versions.
     """
 
     confidence: float
@@ -153,6 +155,7 @@ class Comparison:
     changes: tuple[Change, ...]
     allowed: tuple[str, ...]
     timings: tuple[int, int]
+    warnings: tuple[str, ...] = ()
 
     @property
     def regressions(self) -> list[Change]:
@@ -225,6 +228,7 @@ class Comparison:
             tuple(changes),
             tuple(data["allowed_differences"]),
             (data["timings"]["base"], data["timings"]["new"]),
+            tuple(data.get("warnings", ())),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -236,6 +240,7 @@ class Comparison:
             "tolerance_percent": self.tolerance_percent,
             "timings": dict(zip(("base", "new"), self.timings, strict=True)),
             "allowed_differences": list(self.allowed),
+            "warnings": list(self.warnings),
             "regressions": len(self.regressions),
             "results": [
                 {
@@ -337,7 +342,28 @@ def compare(
         ) from error
     max_latency.check()
     counts = len(sides[0]), len(sides[1])
-    return Comparison(confidence, tolerance_percent, changes, tuple(allowed), counts)
+    doubts = tuple(
+        text for each in timings for text in doubts_of(each.name, each.data, len(timings) == 2)
+    )
+    return Comparison(confidence, tolerance_percent, changes, tuple(allowed), counts, doubts)
+
+
+def doubts_of(name: str, data: Json, alone: bool) -> Iterator[str]:
+    """Yield the reasons to doubt a timing: it was cut short, or latencies are not stable.
+
+    Args:
+        name: Name of the timing in the texts.
+        data: JSON of the timing.
+        alone: Whether each side has one timing. With several, their spread shows the instability.
+    """
+    if any(device.get("interrupted", False) for device in data["context"]["devices"].values()):
+        yield f"{name} was cut short by an interrupt"
+    verdicts = Counter(r["verdict"] for r in data["results"] if r["verdict"] is not None)
+    total = verdicts.total()
+    if unstable := total - verdicts.pop("stable", 0):
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+        doubt = ": their changes are unreliable" if alone else ""
+        yield f"{name}: {unstable} of {total} latencies are not stable ({counts}){doubt}"
 
 
 def _check_allowed(differences: Sequence[tuple[str, str]], allow: Sequence[str]) -> None:
