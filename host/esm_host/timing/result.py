@@ -116,7 +116,9 @@ class Result:
         found = list(self.judgement.reasons) if self.judgement else []
         if nodes := self.measurement.fallback:
             more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
-            found.append(f"nodes ran on another provider: {', '.join(nodes[:3])}{more}")
+            total = sum(count for _, count in self.measurement.ran_on)
+            which = f"{len(nodes)} of {counted(total, 'node')} ran on another provider"
+            found.append(f"{which}: {', '.join(nodes[:3])}{more}")
         used = self.measurement.threads_used
         if not self.failure and (
             more := more_threads(self.provider, used, self.threads, self.spec.session)

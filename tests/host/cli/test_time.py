@@ -860,7 +860,11 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
     assert (cells["copy_in_ms"], cells["copy_out_ms"]) == ("0.0200", "0.0100")
     result = esm_host_time(model, *options, "--allow-fallback", "--wide")
     assert "fallback" in result.stdout.splitlines()[0]
-    assert "nodes ran on another provider: resize" in result.stderr
+    assert "1 of 6 nodes ran on another provider: resize" in result.stderr
+    csv_text = esm_host_time(model, *options, "--allow-fallback", "--csv", "-", "-q").stdout
+    (line,) = csv.DictReader(csv_text.splitlines())
+    assert line["ran_on"] == "CUDAExecutionProvider=5 CPUExecutionProvider=1"
+    assert line["fallback"] == "resize"
 
 
 def test_a_provider_that_chooses_its_threads_is_said_to(fake: FakeProfiler, model: Path) -> None:
@@ -1198,7 +1202,8 @@ def test_options_that_are_not_as_by_default_stand_under_a_result(
     expected = '1 thread · npu · config={"a": 2} · opt_level=basic · compiled: cached'
     assert expected in told.stdout
     (row,) = csv.DictReader(esm_host_time(model, *options, "--csv", "-", "-q").stdout.splitlines())
-    assert list(row)[-3:] == ["provider_options", "session_options", "compiled"]
+    columns = ["provider_options", "session_options", "compiled", "ran_on", "fallback"]
+    assert list(row)[-5:] == columns
     assert shlex.split(row["provider_options"]) == ['config={"a": 2}', "x=1"]
     assert (row["session_options"], row["compiled"]) == ("opt_level=basic", "cached")
 
