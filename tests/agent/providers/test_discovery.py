@@ -481,6 +481,8 @@ def test_the_device_lists_its_providers(tmp_path: Path) -> None:
     assert re.fullmatch(rf"{title}; built-in model: \d[\d.]* ms", cpu)
     (acme,) = [line for line in rest if line.startswith("acme: ")]
     assert "libacme.so" in acme
+    (cuda,) = [line for line in rest if "cuda" in line]
+    assert cuda.startswith("no provider cuda: this onnxruntime has none (in an environment of")
 
 
 def test_a_library_that_is_not_there_is_one_line() -> None:
