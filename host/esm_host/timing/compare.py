@@ -42,6 +42,8 @@ READ = (2, 3)
 FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime")
 """Facts of a device that must be equal, besides those of its execution provider."""
 CASES, INPUTS, RAW, MAX_TIME = "cases", "inputs", "raw", "max_time"
+PROVIDER_OPTIONS = "provider_options"
+"""Name that allows differences of all options of execution providers."""
 _OF_MAX_TIME = ("max_block_s", "min_rounds")
 """Settings derived from ``max_time_s``, whose default grows with the number of models."""
 _LACKED = ("min_rounds", "short_visits", "references", "sessions")
@@ -310,7 +312,10 @@ def compare(
         if has_common := bool(set.intersection(*map(set, found))):
             differences += [(CASES, text) for text in _unmatched(called, found)]
             differences += [(INPUTS, text) for text in _different_inputs(called, found)]
-        _check_allowed(differences, allow)
+        options = set[str]().union(*(_option_names(timing.data) for timing in timings))
+        # An option may have the name of a setting, whose differences stay refused.
+        options -= {*first.data["context"]["spec"], *FACTS, CASES, INPUTS, RAW, MAX_TIME}
+        _check_allowed(differences, [*allow, *(options if PROVIDER_OPTIONS in allow else ())])
         if not has_common:
             have = (f"{name} has {_some(own)}" for name, own in zip(called, found, strict=True))
             raise DifferentError(f"the timings have no case in common: {', '.join(have)}")
@@ -601,18 +606,31 @@ def _check_arguments(
             name
             for device in context.get("devices", {}).values()
             for provider in provider_table(device.get("info") or {})
-            for name in (*provider.identity, *(option.name for option in provider.options))
+            for name in provider.identity
         }
-        told |= {*spec.get("provider_options", ())}
-        results = data.get("results")
-        for result in results if isinstance(results, list) else ():
-            told |= {*(result.get("provider_options", ()) if isinstance(result, Mapping) else ())}
+        told |= _option_names(data)
         settings |= {**spec, **older_peers.spec_json(spec)}
     facts = (*FACTS, *sorted({*told, *older_peers.NAMES} - {*settings}))
     known = (*settings, *facts, CASES, INPUTS, RAW, MAX_TIME)
     for name in allow:
         if name not in known:
             raise UsageError(f"{argument('allow')}: {unknown('difference', name, known)}")
+
+
+def _option_names(data: Json) -> set[str]:
+    """Return the names of the options of a timing's execution providers, given or not."""
+    context = data.get("context", {})
+    names = {
+        option.name
+        for device in context.get("devices", {}).values()
+        for provider in provider_table(device.get("info") or {})
+        for option in provider.options
+    }
+    names |= {*older_peers.OPTION_FIELDS, *context.get("spec", {}).get(PROVIDER_OPTIONS, ())}
+    results = data.get("results")
+    for result in results if isinstance(results, list) else ():
+        names |= {*(result.get(PROVIDER_OPTIONS, ()) if isinstance(result, Mapping) else ())}
+    return names
 
 
 def _device_names(base: Json, new: Json) -> dict[str, str]:
@@ -636,7 +654,7 @@ def _differences(
     several = max(map(len, given)) > 1
     for name in (*ours, *(name for name in theirs if name not in ours)):
         lacked = name in _LACKED and (name not in ours or name not in theirs)
-        if lacked or name in (*_OF_MAX_TIME, "provider_options"):
+        if lacked or name in (*_OF_MAX_TIME, PROVIDER_OPTIONS):
             continue
         if name == "provider" and several:
             continue  # each is a case

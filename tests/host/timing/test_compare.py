@@ -519,6 +519,27 @@ def test_an_option_that_only_the_new_timing_has_can_be_allowed(
     assert compare(timing, new, "--allow", "cache_dir").exit_code in (0, 2)
 
 
+def test_all_options_of_a_provider_or_a_session_can_be_allowed(
+    compare: Invoke, timing: Json, new: Json
+) -> None:
+    spec = new["context"]["spec"]
+    spec["provider_options"] = {"device_type": "CPU", "runs": "1"}
+    refused = compare(timing, new, "--allow", "session_options")
+    assert_refused(refused, "--allow device_type,runs")
+    refused = compare(timing, new, "--allow", "provider_options")
+    assert_refused(refused, "--allow runs")  # an option with the name of a setting
+    spec["provider_options"] = {"device_type": "CPU", "num_streams": "1"}
+    told = compare(timing, new, "--allow", "provider_options")
+    assert told.exit_code == 0, told.output
+    assert "the option num_streams of cpu differs" in told.stderr
+    spec["session_options"] = {"session.x": "1"}
+    spec["runs"] += 1
+    refused = compare(timing, new, "--allow", "provider_options")
+    assert_refused(refused, "--allow session_options,runs")
+    allowed = "provider_options,session_options,runs"
+    assert compare(timing, new, "--allow", allowed).exit_code == 0
+
+
 def test_cases_that_one_lacks(compare: Invoke, timing: Json, new: Json) -> None:
     del new["results"][1]
     assert_refused(compare(timing, new), "only the base timing has a.onnx, batch 8")
@@ -556,7 +577,7 @@ def test_all_differences_are_named_at_once(compare: Invoke, timing: Json, new: J
 
 def test_the_help_lists_what_may_differ() -> None:
     text = " ".join(CliRunner().invoke(app, ["compare", "--help"]).stdout.split())
-    settings = {*MeasureSpec().to_json()} - {"provider_options", *evaluation._OF_MAX_TIME}
+    settings = {*MeasureSpec().to_json()} - {*evaluation._OF_MAX_TIME}
     settings = {name for name in settings if "visit" not in name}  # no option sets them
     more = (evaluation.CASES, evaluation.INPUTS, evaluation.RAW, evaluation.MAX_TIME)
     words = set(re.findall(r"\w+", text))
