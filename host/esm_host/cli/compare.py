@@ -52,10 +52,10 @@ class ComparisonOptions:
             help="Differences to accept, such as runtime,hostname. Device: hostname, machine, "
             "cpu_model, cpu_count, runtime. Provider: provider, version, its other facts, such as "
             "gpu, and its options by their names, or all as provider_options. Settings: protocol, "
-            "runs, warmup, trim, threads, seed, precision, max_time, min_block_s, model_timeout_s, load_timeout_s, references, "
-            "sessions, allow_fallback, opt_level, execution_mode, inter_op, session_options, "
-            "free_dims. Also: cases (missing models or cases), inputs (other input shapes or "
-            "types), raw (latencies as measured beside latencies at the usual pace).",
+            "runs, warmup, trim, threads, seed, precision, max_time, min_block_s, model_timeout_s, "
+            "load_timeout_s, references, sessions, allow_fallback, opt_level, execution_mode, "
+            "inter_op, session_options, free_dims. Also: cases (missing models or cases), inputs "
+            "(other input shapes or types), raw (latencies as measured beside latencies at the usual pace).",
         ),
     ] = None
     match: Annotated[

@@ -915,6 +915,8 @@ def test_a_provider_that_chooses_its_threads_is_said_to(fake: FakeProfiler, mode
         (["--json", "no/such/folder/out.json"], ["--json", "no folder no/such/folder"]),
         (["--json", "/"], ["--json / is a folder"]),
         (["--csv", "/"], ["--csv / is a folder"]),
+        (["--profile-runs", "5"], ["--profile-runs 5 has no effect without --profile: give"]),
+        (["--energy-time", "20"], ["--energy-time 20 has no effect without --energy: give"]),
         (["--csv", "-", "--json", "-"], ["--json - and --csv -"]),
         (["--threads", "1,two"], ["--threads 1,two", "whole numbers"]),
         (["--threads", "1,1"], ["--threads 1,1", "each once"]),
