@@ -31,6 +31,7 @@ from esm_agent.measure.sessions import Job, Loaded, Sessions, failure_of_later_r
 from esm_agent.measure.sources import MetricSource, VisitMetrics, load_sources
 from esm_protos.estimates import Estimate, estimate_block
 from esm_protos.messages import (
+    SLOW_LOAD_NS,
     DeviceState,
     EnergySensor,
     Failure,
@@ -51,8 +52,6 @@ STATES = (State.PREPARING, State.MEASURING)
 _PR_SET_PDEATHSIG = 1
 _LOOK_NS = 1_000_000_000
 _MAX_LOOKS = 100
-_KEPT_NS = 500_000_000
-"""Longest time to create a session and run it once for which sessions are renewed in a block."""
 CELLS = 6
 CURRENT, TICKS, FINISH, LOADING = 1, 3, 4, 5
 """Number of cells of the shared page; indices of its current model (or provider that is tried), of
@@ -530,7 +529,7 @@ def _interleaved(
         visits.end()
         for index in list(samples):
             board.write(State.MEASURING, index, share)
-            if loaded[index].load_ns + loaded[index].first_run_ns > _KEPT_NS:
+            if loaded[index].load_ns + loaded[index].first_run_ns > SLOW_LOAD_NS:
                 continue
             del runs[index]
             failure = sessions.renew(job, index, loaded)

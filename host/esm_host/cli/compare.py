@@ -55,7 +55,8 @@ class ComparisonOptions:
             "runs, warmup, trim, threads, seed, precision, max_time, min_block_s, model_timeout_s, "
             "load_timeout_s, references, sessions, allow_fallback, opt_level, execution_mode, "
             "inter_op, session_options, free_dims. Also: cases (missing models or cases), inputs "
-            "(other input shapes or types), raw (latencies as measured beside latencies at the usual pace).",
+            "(other input shapes or types), raw (latencies as measured beside latencies at the "
+            "usual pace).",
         ),
     ] = None
     match: Annotated[

@@ -1185,6 +1185,25 @@ def test_tables_and_csv_name_the_provider(
     assert (entry["case"]["provider"], entry["provider"]) == (None, "npu")
 
 
+def test_a_model_that_loads_too_slowly_for_its_sessions_is_warned_of(
+    fake: FakeProfiler, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = fake.answer
+
+    def answered(*arguments: Any) -> BlockResult:
+        block = answer(*arguments)
+        slow = (replace(m, load_ns=10**9, session_runs=()) for m in block.measurements)
+        return replace(block, measurements=tuple(slow))
+
+    told = esm_host_time(model, "--sessions", 4, "--runs", 80)
+    assert "one session in a block" not in told.stderr
+    monkeypatch.setattr(fake, "answer", answered)
+    told = esm_host_time(model, "--sessions", 4, "--runs", 80)
+    assert "one session in a block, not 4" in told.stderr
+    assert "each block of --spread opens a new one" in told.stderr
+    assert "one session in a block" not in esm_host_time(model, "--runs", 80).stderr
+
+
 def test_options_that_are_not_as_by_default_stand_under_a_result(
     fake: FakeProfiler, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
