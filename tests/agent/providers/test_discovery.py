@@ -393,6 +393,19 @@ def test_a_provider_that_never_loads_says_why() -> None:
     assert str(caught.value) == "the OpenVINO provider did not load: there is no device NPU"
 
 
+def test_a_class_of_another_provider_is_not_derived_from_that_of_the_processor() -> None:
+    class Own(CpuProvider):
+        name = "own"
+        runtime_name = OPENVINO
+
+    own = Own(runtime=FakeRuntime([OPENVINO, CPU]))
+    with pytest.raises(ProviderMissingError) as caught:
+        own.prove()
+    assert "its runtime_name OpenVINOExecutionProvider is not that of" in str(caught.value)
+    assert str(caught.value).endswith("derive it from esm_agent.providers.base.Provider")
+    assert Own(runtime=FakeRuntime([CPU])).why_not() == "this onnxruntime has none"
+
+
 # In the measuring process
 
 
