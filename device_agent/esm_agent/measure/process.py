@@ -29,6 +29,7 @@ from esm_agent.measure.references import ReferenceVisits
 from esm_agent.measure.sandbox import Confinement, confine
 from esm_agent.measure.sessions import Job, Loaded, Sessions, failure_of_later_run
 from esm_agent.measure.sources import MetricSource, VisitMetrics, load_sources
+from esm_agent.operation import logs
 from esm_protos.estimates import Estimate, estimate_block
 from esm_protos.messages import (
     SLOW_LOAD_NS,
@@ -275,6 +276,7 @@ def main(
     skipped: Mapping[int, str] | None = None,
     meters: Sequence[str] = (),
     calibration: Path | None = None,
+    json_log: bool = False,
 ) -> None:
     """Process jobs until the agent closes the connection.
 
@@ -291,7 +293,9 @@ def main(
             that ``find`` finds.
         meters: Names of the user's energy meters.
         calibration: File with the calibration of a Raspberry Pi's PMIC.
+        json_log: Whether the lines of the log are JSON.
     """
+    logs.configure_child(json_log)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent to handle
     with suppress(OSError):
         os.dup2(2, 1)  # stdout carries the agent's address, and native libraries write to it

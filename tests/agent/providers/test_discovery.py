@@ -460,6 +460,21 @@ def test_noise_of_a_library_is_kept_from_stdout() -> None:
     assert "noise of a native library" in done.stderr
 
 
+def test_the_log_of_the_measuring_process_has_the_agents_format() -> None:
+    program = (
+        "from tests.agent import fake_backends, fake_runtimes\n"
+        "from esm_agent.measure.worker import Worker\n"
+        "from esm_agent.operation import logs\n"
+        "logs.configure(json_lines=True)\n"
+        "worker = Worker(fake_backends.IdleBackend, find=fake_runtimes.with_one_that_warns)\n"
+        "worker.start()\n"
+        "worker.stop()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert (line["level"], line["event"]) == ("warning", "a compiled model is lost")
+
+
 # On the command line
 
 
@@ -477,6 +492,17 @@ def test_a_library_is_a_name_and_a_file(text: str, words: str) -> None:
         ep_library(text)
     with pytest.raises(UnusableOptionError, match="--ep-library "):
         AgentServer("127.0.0.1", 0, ep_libraries=[text])
+
+
+def test_a_library_that_was_given_and_does_not_work_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "libacme.so").write_text("no library")
+    AgentServer("127.0.0.1", 0, ep_libraries=[f"acme={tmp_path}/libacme.so"]).stop()
+    (record,) = [each for each in caplog.records if "acme" in each.getMessage()]
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("--ep-library acme: ")
+    assert "libacme.so" in record.getMessage()
 
 
 def run_agent(*words: str) -> subprocess.CompletedProcess[str]:
