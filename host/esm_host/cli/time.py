@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esm_host.arguments import flag, on_command_line
+from esm_host.arguments import flag, of_agent, on_command_line
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.option_groups import ProviderOptions, RuntimeOptions, grouped
 from esm_host.cli.options import NoWait, Quiet, device_names, examples, was_given
@@ -412,7 +412,8 @@ def _exit_code(timing: Timing) -> int:
         name = f"{result.device}: {result.name}" if several else result.name
         if result.failure is not None:
             failed = True
-            kind, message = result.failure.kind.value, result.failure.message
+            kind = result.failure.kind.value
+            message = on_command_line(of_agent(result.failure.message))
             typer.echo(f"warning: {name}: {kind}: {message}", err=True)
         unsure |= bool(result.measurement.energy and result.measurement.energy.problem)
         for text in result.assumptions:

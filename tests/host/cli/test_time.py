@@ -867,6 +867,20 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
     assert line["fallback"] == "resize"
 
 
+def test_a_failure_names_the_option_that_helps(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = Failure(
+        FailureKind.TIMEOUT, "loading took longer than 1 s: give a longer load timeout"
+    )
+    fake = FakeProfiler(lambda model: failure, references=())
+    monkeypatch.setattr(devices, "connect", lambda device: fake)
+    told = esm_host_time(model, "--runs", 30, "--json", "-")
+    assert "give a longer --load-timeout" in told.stderr
+    (entry,) = json.loads(told.stdout)["results"]
+    assert entry["failure"]["message"].endswith("give a longer --load-timeout")
+
+
 def test_a_provider_that_chooses_its_threads_is_said_to(fake: FakeProfiler, model: Path) -> None:
     npu = ProviderInfo("npu", "NpuExecutionProvider", chooses_threads=True)
     fake.providers = (ProviderInfo("cpu"), npu)
