@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from esm_host.arguments import of_agent, on_command_line
 from esm_host.campaign.run import Run
 from esm_host.dataset.campaign_metric import LATENCY, CampaignMetric
 from esm_host.evaluation.verdict import Verdict
@@ -576,7 +577,10 @@ def _failures(run: Run) -> Iterator[Table]:
             "failures",
             f"{plural(len(failures), 'architecture')} could not be measured",
             ["architecture", "reason"],
-            [[Cell(row.architecture_key), Cell(row.message)] for row in rows],
+            [
+                [Cell(row.architecture_key), Cell(on_command_line(of_agent(row.message)))]
+                for row in rows
+            ],
             wide=["reason"],
         )
 
