@@ -478,9 +478,9 @@ def show_providers(provider: OwnProvider = None, ep_library: EpLibrary = None) -
         worker.stop()
     for info in hello.unusable:
         print(printable(info.line))
-    for place, name in enumerate(others):
-        if name in own and place in hello.missing:
-            print(printable(f"{name}: {hello.missing[place]}"))
+    for place, reason in hello.missing.items():
+        whose = f"{others[place]}: " if others[place] in own else ""  # a file's name
+        print(printable(f"{whose}{reason}"))
 
 
 def _latency_on(provider: ProviderInfo, worker: Worker) -> str:

@@ -57,6 +57,11 @@ def either(python: str, command: str) -> str:
     return f"{_MARK}{python}{_MARK}{command}{_MARK}"
 
 
+def of_agent(text: str) -> str:
+    """Mark the arguments of which a failure's message speaks; an agent knows no names of them."""
+    return _OF_AGENT.sub(lambda found: _AGENT_WORDS[found[0]], text)
+
+
 def flag(name: str) -> str:
     """Return the command-line option of an argument."""
     return _FLAGS.get(name, "--" + name.replace("_", "-"))
@@ -70,3 +75,11 @@ def in_python(text: str) -> str:
 def on_command_line(text: str) -> str:
     """Render marked names and texts for the command line."""
     return _MARKED.sub(r"\2", text)
+
+
+_AGENT_WORDS = {
+    "a longer load timeout": f"a longer {argument('load_timeout_s')}",
+    "a longer timeout": f"a longer {argument('timeout_s')}",
+    "allow fallback to measure": f"give {argument('allow_fallback')} to measure",
+}
+_OF_AGENT = re.compile("|".join(_AGENT_WORDS))

@@ -46,6 +46,10 @@ ANNOUNCED_AS = "_esm-agent._tcp.local."
 """Service type of agents in mDNS."""
 
 MAX_THREADS = 1024
+
+SLOW_LOAD_NS = 500_000_000
+"""Duration of a model's load and first run above which a block has one session of it."""
+
 _TIMEOUTS = ("model_timeout_s", "load_timeout_s")
 
 _MOST_OPTIONS = 1000
@@ -115,7 +119,8 @@ class MeasureSpec:
         references: Whether to time the agent's built-in reference models, which give the device's
             current and usual pace; ``interleaved`` only.
         sessions: Number of sessions per model, one after the other. With a precision, it is the
-            minimum, except that 1 never opens another. ``interleaved`` only.
+            minimum, except that 1 never opens another. ``interleaved`` only. A model whose load
+            and first run take more than ``SLOW_LOAD_NS`` has one.
         long_visits: Every this many rounds, visits continue uncounted until models are warm; 0:
             never. ``interleaved`` only.
         allow_fallback: Whether to measure models with nodes on another provider.

@@ -15,6 +15,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """Name that a flag, ``NAME=VALUE`` and a list with commas can carry."""
 _WHOLE = re.compile(r"0|-?[1-9]\d*")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
+_THREADS = re.compile("INFERENCE_NUM_THREADS")
+"""Entries of configurations in options that set a provider's number of threads."""
 _NO_NAME = "is not a name: give up to 64 letters, digits, _, - and ., a letter or digit first"
 
 
@@ -170,6 +172,9 @@ class ProviderInfo:
             if self.threads_option and name == self.threads_option:
                 raise OptionError(f"{name}={value}: the number of threads sets it, leave it out")
             if name not in known and self.open_options and _is_name(name) and value:
+                if entry := _THREADS.search(value):
+                    text = f"the number of threads sets {entry[0]}, leave it out"
+                    raise OptionError(f"{name}={value}: {text}")
                 continue
             if name not in known:
                 has = ", ".join(f"{each.name} ({each.values})" for each in self.options)

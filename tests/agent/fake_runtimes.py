@@ -6,6 +6,7 @@ Importable by the measuring process.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import time
@@ -172,6 +173,11 @@ def of_all_sorts() -> list[Candidate]:
 
 def with_one_that_hangs() -> list[Candidate]:
     return [found("a", hangs), found("other", Other)]
+
+
+def with_one_that_warns() -> list[Candidate]:
+    logging.getLogger("esm_agent.providers").warning("a compiled model is lost")
+    return [found("other", Other)]
 
 
 def with_a_noisy_one() -> list[Candidate]:

@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 from esm_agent.measure.block import UploadedModel
 from esm_agent.measure.outcomes import ModelError
 from esm_agent.measure.worker import WorkerUnavailableError
-from esm_agent.providers import make_provider
+from esm_agent.providers import FAMILY, make_provider
+from esm_agent.providers.base import CONVOLUTIONS
 from esm_agent.serving.server import AgentServer
 from esm_host.cli.app import app
 from esm_protos.messages import FailureKind, MeasureSpec
+from tests.agent.fake_runtimes import OPENVINO, FakeRuntime
 from tests.extending.page import PAGES, code_of, command, serving
 from tests.helpers import ARITHMETIC
 
@@ -35,7 +37,7 @@ def blocks(language: str) -> list[str]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder, which is the working directory: the page's file, and a model."""
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     assert code.startswith("# my_provider.py\n")
     assert len(code.splitlines()) < MOST_LINES
     (tmp_path / "my_provider.py").write_text(code)
@@ -100,6 +102,19 @@ def test_an_agent_does_not_start_without_it(folder: Path) -> None:
     with pytest.raises(WorkerUnavailableError, match=r"no such board \(line 1 of .*\)") as caught:
         AgentServer("127.0.0.1", 0, providers=["my_provider.py:TunedCpu"])
     assert str(caught.value).startswith(f"--provider {folder}/my_provider.py:TunedCpu: ")
+
+
+def test_the_class_of_another_provider_is_one_of_the_base(tmp_path: Path) -> None:
+    _, code = blocks("python")
+    assert code.startswith("# my_openvino.py\n")
+    path = tmp_path / "my_openvino.py"
+    path.write_text(code)
+    own = FAMILY.load(f"{path}:Streams")
+    runtime = FakeRuntime([OPENVINO, "CPUExecutionProvider"])
+    provider = own(runtime=runtime)
+    provider.prove()
+    provider.load(CONVOLUTIONS, MeasureSpec(provider="openvino-streams", threads=3))
+    assert runtime.settings[-1] == {"num_streams": "1", "num_of_threads": "3"}
 
 
 FAILING = """

@@ -282,6 +282,7 @@ def test_waiting_may_be_refused(monkeypatch: pytest.MonkeyPatch, folder: Path) -
         ({"energy_time_s": 0}, "^energy_time_s 0 is outside 1 to 86400"),
         ({"runs": 5, "max_runs": 5}, "^runs takes .* leave max_runs out"),
         ({"tf32": True}, "^tf32 needs provider cuda"),
+        ({"provider": "cpu,npu"}, r"^provider 'cpu,npu': give a list, \['cpu', 'npu'\]$"),
         ({"provider": "cuda"}, "^provider: unknown execution provider 'cuda' on the"),
         ({"max_time_s": 0}, "^max_time_s 0: give seconds"),
         ({"precision_percent": 200}, "^precision_percent 200: give percent"),

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import esm_host
-from esm_host.arguments import argument, in_python, on_command_line
+from esm_host.arguments import argument, in_python, of_agent, on_command_line
 from esm_host.cli.app import app
 
 PACKAGE = Path(esm_host.__file__).parent
@@ -77,3 +77,29 @@ def test_a_name_is_an_argument_in_python_and_an_option_in_commands(name: str, op
     text = f"{argument(name)} 1 is wrong"
     assert in_python(text) == f"{name} 1 is wrong"
     assert on_command_line(text) == f"{option} 1 is wrong"
+
+
+@pytest.mark.parametrize(
+    ("told", "python", "command"),
+    [
+        (
+            "loading took longer than 5 s: give a longer load timeout",
+            "give a longer load_timeout_s",
+            "give a longer --load-timeout",
+        ),
+        (
+            "one inference took longer than 5 s: give a longer timeout",
+            "give a longer timeout_s",
+            "give a longer --timeout",
+        ),
+        (
+            "1 of 2 nodes did not run on QNN: Neg; allow fallback to measure the model anyway",
+            "give allow_fallback to measure the model anyway",
+            "give --allow-fallback to measure the model anyway",
+        ),
+    ],
+)
+def test_messages_of_agents_name_the_arguments(told: str, python: str, command: str) -> None:
+    assert in_python(of_agent(told)).endswith(python)
+    assert on_command_line(of_agent(told)).endswith(command)
+    assert of_agent("the model is broken") == "the model is broken"

@@ -324,6 +324,9 @@ def test_the_number_of_threads_is_no_option() -> None:
     info = ProviderInfo("x", open_options=True, threads_option="num_of_threads")
     with pytest.raises(OptionError, match="num_of_threads=4: the number of threads sets it"):
         info.complete({"num_of_threads": "4"})
+    config = '{"CPU": {"INFERENCE_NUM_THREADS": "2"}}'
+    with pytest.raises(OptionError, match="the number of threads sets INFERENCE_NUM_THREADS"):
+        info.complete({"load_config": config})
 
 
 def test_json_of_a_later_version_is_read() -> None:

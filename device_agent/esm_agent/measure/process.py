@@ -29,8 +29,10 @@ from esm_agent.measure.references import ReferenceVisits
 from esm_agent.measure.sandbox import Confinement, confine
 from esm_agent.measure.sessions import Job, Loaded, Sessions, failure_of_later_run
 from esm_agent.measure.sources import MetricSource, VisitMetrics, load_sources
+from esm_agent.operation import logs
 from esm_protos.estimates import Estimate, estimate_block
 from esm_protos.messages import (
+    SLOW_LOAD_NS,
     DeviceState,
     EnergySensor,
     Failure,
@@ -51,8 +53,6 @@ STATES = (State.PREPARING, State.MEASURING)
 _PR_SET_PDEATHSIG = 1
 _LOOK_NS = 1_000_000_000
 _MAX_LOOKS = 100
-_KEPT_NS = 500_000_000
-"""Longest time to create a session and run it once for which sessions are renewed in a block."""
 CELLS = 6
 CURRENT, TICKS, FINISH, LOADING = 1, 3, 4, 5
 """Number of cells of the shared page; indices of its current model (or provider that is tried), of
@@ -276,6 +276,7 @@ def main(
     skipped: Mapping[int, str] | None = None,
     meters: Sequence[str] = (),
     calibration: Path | None = None,
+    json_log: bool = False,
 ) -> None:
     """Process jobs until the agent closes the connection.
 
@@ -292,7 +293,9 @@ def main(
             that ``find`` finds.
         meters: Names of the user's energy meters.
         calibration: File with the calibration of a Raspberry Pi's PMIC.
+        json_log: Whether the lines of the log are JSON.
     """
+    logs.configure_child(json_log)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent to handle
     with suppress(OSError):
         os.dup2(2, 1)  # stdout carries the agent's address, and native libraries write to it
@@ -530,7 +533,7 @@ def _interleaved(
         visits.end()
         for index in list(samples):
             board.write(State.MEASURING, index, share)
-            if loaded[index].load_ns + loaded[index].first_run_ns > _KEPT_NS:
+            if loaded[index].load_ns + loaded[index].first_run_ns > SLOW_LOAD_NS:
                 continue
             del runs[index]
             failure = sessions.renew(job, index, loaded)

@@ -48,6 +48,7 @@ from esm_agent.measure.process import (
 from esm_agent.measure.references import reference_models
 from esm_agent.measure.sandbox import Confinement
 from esm_agent.measure.sessions import Job
+from esm_agent.operation import logs
 from esm_protos.estimates import estimate_references
 from esm_protos.messages import (
     BlockResult,
@@ -252,6 +253,7 @@ class Worker:
                 self._find,
                 self._skipped,
                 *self._energy,
+                logs.is_json(),
             ),
             daemon=True,
             name="esm-worker",

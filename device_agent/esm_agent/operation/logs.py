@@ -35,6 +35,18 @@ def configure(json_lines: bool) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
+def is_json() -> bool:
+    """Return whether the log of this process has lines of JSON."""
+    return any(isinstance(each.formatter, JsonFormatter) for each in logging.getLogger().handlers)
+
+
+def configure_child(json_lines: bool) -> None:
+    """Write the log of a child process to the standard error that it shares with the agent."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if json_lines else TextFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
 def event(log: logging.Logger, level: int, text: str, **fields: object) -> None:
     """Log an event; fields may come from clients, so they are shortened and stay on the line."""
     log.log(level, "%s", text, extra={_FIELDS: fields})

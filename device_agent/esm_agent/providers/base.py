@@ -312,6 +312,8 @@ class Provider(Backend):
         # Only a run tells which nodes compute shapes, and what the outputs are.
         run = self._placed_run(model, spec)
         placed = self._placement(run.nodes if nodes is None else nodes, run.shapes)
+        if placed.own_nodes == 0 and spec.provider_options:
+            self._check_options(placed, model, spec)
         if placed.fallback and not spec.allow_fallback:
             raise ModelError(FailureKind.UNSUPPORTED_OP, refusal(placed, self.runtime_name))
         session = self._session(model, spec, Use.TIMED)
@@ -472,6 +474,32 @@ class Provider(Backend):
             return own
         values = ", ".join(f"{name}={value}" for name, value in given.items())
         return ModelError(FailureKind.INVALID_INPUT, f"{who} {values}: {error}")
+
+    def _check_options(self, placed: Placement, model: UploadedModel, spec: MeasureSpec) -> None:
+        """Check that options are not why all nodes of a model fell back.
+
+        They are if nodes run on the provider without them. Allowing fallback is no cure then.
+
+        Raises:
+            ModelError: the options are to blame.
+        """
+        without = replace(spec, provider_options={})
+        try:
+            session = None if self.memory else self._session(model, without, Use.TIMED)
+            nodes = None if session is None else assigned_nodes(session)
+            del session
+            found = self._placement(
+                self._placed_run(model, without).nodes if nodes is None else nodes
+            )
+        except ModelError:
+            return
+        if found.own_nodes:
+            given = ", ".join(f"{name}={value}" for name, value in spec.provider_options.items())
+            text = (
+                f"with the options {given} none of {len(placed.fallback)} nodes ran on "
+                f"{called(self.runtime_name)}, without them {found.own_nodes}: change the options"
+            )
+            raise ModelError(FailureKind.INVALID_INPUT, text)
 
     def _check_files(self, given: Options) -> None:
         """Check that options of a client name no files of the device but those of the provider.

@@ -86,7 +86,10 @@ class CompiledCache:
 
     def drop(self, key: str) -> None:
         """Drop the model of a key, which its provider cannot read."""
-        log.warning("a compiled model cannot be read by its provider, which keeps no more")
+        log.warning(
+            "deleted a compiled model that its provider cannot read; the provider keeps none until "
+            "the measuring process restarts"
+        )
         shutil.rmtree(self._folder / key, ignore_errors=True)
 
     def _trim(self) -> None:

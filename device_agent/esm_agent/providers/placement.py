@@ -41,6 +41,11 @@ class Placement(NamedTuple):
     ran_on: tuple[tuple[str, int], ...] = ()
     fallback: tuple[PlacedNode, ...] = ()
 
+    @property
+    def own_nodes(self) -> int:
+        """Number of nodes that did not fall back."""
+        return sum(count for _, count in self.ran_on) - len(self.fallback)
+
 
 def assigned_nodes(session: Any) -> list[PlacedNode] | None:
     """Return the nodes that the runtime assigned; None if it cannot tell.

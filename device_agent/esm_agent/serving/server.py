@@ -200,8 +200,12 @@ class AgentServer:
         log.info("%s, providers %s; %s", hello.runtime, ", ".join(info.providers), door.means)
         for reason in hello.missing.values():
             log.info("%s", reason)
+        given = dict(libraries)
         for unusable in hello.unusable:
-            log.info("%s", unusable.line)
+            if unusable.name in given:
+                log.warning("--ep-library %s: %s", unusable.name, unusable.problem)
+            else:
+                log.info("%s", unusable.line)
         log.info("models are confined by: %s", ", ".join(hello.isolation) or "nothing")
 
     def drain(self, patience_s: float) -> bool:

@@ -297,9 +297,12 @@ class Run:
 
         Columns: ``block``, ``device``, ``reference`` (from 1), ``latency_ms`` (as measured),
         ``deviation_percent`` (with the device's pace divided out). NaN if the reference failed.
+        ``limit_percent`` is the deviation above which the block fails: the tolerance, or what the
+        interval of the reference explains if that is more.
         """
         table = self._records.table
         blocks, references = table.references_ms.shape
+        limits = table.quality.limits(self.settings.reference_tolerance_percent / 100)
         return pd.DataFrame(
             {
                 "block": np.repeat(np.arange(1, blocks + 1), references),
@@ -307,6 +310,7 @@ class Run:
                 "reference": np.tile(np.arange(1, references + 1), blocks),
                 "latency_ms": table.references_ms.ravel(),
                 "deviation_percent": 100 * table.quality.deviations.ravel(),
+                "limit_percent": 100 * limits.ravel(),
             }
         )
 

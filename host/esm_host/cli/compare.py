@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import enum
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,11 +51,12 @@ class ComparisonOptions:
             metavar="NAME[,NAME...]",
             help="Differences to accept, such as runtime,hostname. Device: hostname, machine, "
             "cpu_model, cpu_count, runtime. Provider: provider, version, its other facts, such as "
-            "gpu, and its options by their names. Settings: protocol, runs, warmup, trim, threads, "
-            "seed, precision, max_time, min_block_s, model_timeout_s, load_timeout_s, references, "
-            "sessions, allow_fallback, opt_level, execution_mode, inter_op, session_options, "
-            "free_dims. Also: cases (missing models or cases), inputs (other input shapes or "
-            "types), raw (latencies as measured beside latencies at the usual pace).",
+            "gpu, and its options by their names, or all as provider_options. Settings: protocol, "
+            "runs, warmup, trim, threads, seed, precision, max_time, min_block_s, model_timeout_s, "
+            "load_timeout_s, references, sessions, allow_fallback, opt_level, execution_mode, "
+            "inter_op, session_options, free_dims. Also: cases (missing models or cases), inputs "
+            "(other input shapes or types), raw (latencies as measured beside latencies at the "
+            "usual pace).",
         ),
     ] = None
     match: Annotated[
@@ -131,7 +131,7 @@ def compare(
 
     Example: esm-host compare main.json branch.json --base main2.json --new branch2.json
     """
-    from esm_host.timing.compare import check_timing
+    from esm_host.timing.compare import check_timing, doubts_of
     from esm_host.timing.compare import compare as compared
     from esm_host.timing.metric_changes import check_metric, metrics_by_key
 
@@ -155,6 +155,14 @@ def compare(
         dict(_max_latency(text) for text in comparing.max_latency or ()),
         dict(_limit(text, metrics) for text in comparing.limit or ()),
     )
+    alone = comparison.degrees_of_freedom == 0
+    doubts = (
+        text
+        for side, timings in zip(paths, sides, strict=True)
+        for path, timing in zip(side, timings, strict=True)
+        for text in doubts_of(str(path), timing, alone)
+    )
+    comparison = replace(comparison, warnings=tuple(doubts))
     outputs = []
     if output is not None:
         text = json.dumps(comparison.to_json(), allow_nan=False, indent=2)
@@ -162,13 +170,8 @@ def compare(
     with results_first(outputs):
         if str(output) != "-":
             _print_table(comparison, format, shown)
-    for text in comparison.allowed:
+    for text in (*comparison.allowed, *comparison.warnings):
         typer.echo(f"warning: {text}", err=True)
-    alone = comparison.degrees_of_freedom == 0
-    for side, timings in zip(paths, sides, strict=True):
-        for path, timing in zip(side, timings, strict=True):
-            _warn_of_interrupt(path, timing)
-            _warn_of_verdicts(path, timing, alone)
     _print_certainty(comparison)
     if slower := comparison.regressions:
         limited = ", or take more energy" if any(each.metrics_regressed for each in slower) else ""
@@ -205,29 +208,6 @@ def _print_certainty(comparison: Comparison) -> None:
         typer.echo(
             f"warning: {len(undecided)} of {len(comparison.changes)} undecided, not stable: time "
             "each side again and give the further timings by --base and --new",
-            err=True,
-        )
-
-
-def _warn_of_interrupt(path: Path, timing: Mapping[str, Any]) -> None:
-    devices = timing["context"]["devices"].values()
-    if any(device.get("interrupted", False) for device in devices):
-        typer.echo(f"warning: {path} was cut short by an interrupt", err=True)
-
-
-def _warn_of_verdicts(path: Path, timing: Mapping[str, Any], alone: bool) -> None:
-    """Warn of latencies that are not stable.
-
-    Args:
-        alone: Whether each side has one timing. With several, their spread shows the instability.
-    """
-    verdicts = Counter(r["verdict"] for r in timing["results"] if r["verdict"] is not None)
-    total = verdicts.total()
-    if unstable := total - verdicts.pop("stable", 0):
-        counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-        doubt = ": their changes are unreliable" if alone else ""
-        typer.echo(
-            f"warning: {path}: {unstable} of {total} latencies are not stable ({counts}){doubt}",
             err=True,
         )
 

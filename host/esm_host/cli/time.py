@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esm_host.arguments import on_command_line
+from esm_host.arguments import flag, of_agent, on_command_line
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.option_groups import ProviderOptions, RuntimeOptions, grouped
-from esm_host.cli.options import NoWait, Quiet, device_names, examples
+from esm_host.cli.options import NoWait, Quiet, device_names, examples, was_given
 from esm_host.cli.output import check_output, results_first
 from esm_host.cli.profile import ProtocolName
 from esm_host.errors import UsageError
@@ -315,6 +315,10 @@ def time(
             "missing argument 'MODEL.onnx': give a file, or --example mobilenetv3; see esm-host "
             "time --help"
         )
+    for name, needed in (("profile_runs", "profile"), ("energy_time", "energy")):
+        if was_given(context, name) and not getattr(shown, needed):
+            value = f"{flag(name)} {getattr(shown, name):g}"
+            raise UsageError(f"{value} has no effect without {flag(needed)}: give {flag(needed)}")
     values = [file for path in cases.feed or () for file in (path, *path.glob("*.pb"))]
     shown.check([*(models or ()), *values])
     batches = _numbers("--batch", cases.batch or [])
@@ -408,7 +412,8 @@ def _exit_code(timing: Timing) -> int:
         name = f"{result.device}: {result.name}" if several else result.name
         if result.failure is not None:
             failed = True
-            kind, message = result.failure.kind.value, result.failure.message
+            kind = result.failure.kind.value
+            message = on_command_line(of_agent(result.failure.message))
             typer.echo(f"warning: {name}: {kind}: {message}", err=True)
         unsure |= bool(result.measurement.energy and result.measurement.energy.problem)
         for text in result.assumptions:

@@ -94,7 +94,7 @@ def print_profiles(timing: Timing) -> None:
 def as_csv(timing: Timing) -> str:
     """Return the results as CSV; missing values are empty.
 
-    Options are words of a shell, such as ``device_type=CPU num_streams=2``.
+    Options, and the nodes by provider, are words of a shell, such as ``device_type=CPU``.
     """
     text = io.StringIO()
     data = timing.to_json()
@@ -110,6 +110,8 @@ def as_csv(timing: Timing) -> str:
             "provider_options": _options(row["provider_options"]),
             "session_options": session,
             "compiled": row["compiled"],
+            "ran_on": _options(row["ran_on"]),
+            "fallback": shlex.join(row["fallback"]),
         }
         for row in data["results"]
     ]
@@ -145,7 +147,7 @@ def _flat(row: dict[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
     }
 
 
-def _options(given: Mapping[str, str]) -> str:
+def _options(given: Mapping[str, object]) -> str:
     return shlex.join(f"{name}={value}" for name, value in given.items())
 
 

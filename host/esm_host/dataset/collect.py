@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from esm_host.arguments import argument
+from esm_host.arguments import argument, of_agent
 from esm_host.dataset.group import Group, GroupWatcher
 from esm_host.dataset.lanes import Batch, Member
 from esm_host.dataset.measurements import Measurements
@@ -280,15 +280,15 @@ class Collector:
             first = next(iter(failures.values()))
             raise DeviceError(
                 f"the device measured none of {len(failures)} models; the first failed with "
-                f"{first.kind.value}: {first.message}"
+                f"{first.kind.value}: {of_agent(first.message)}"
             )
         for reference in self._references:
             failure = failures.get(reference.key)
             if failure is not None and failure.kind in _LASTING:
                 raise DeviceError(
                     f"a reference model cannot be measured ({failure.kind.value}: "
-                    f"{failure.message}): give another {argument('seed')} and {argument('run')} "
-                    "to draw others"
+                    f"{of_agent(failure.message)}): give another {argument('seed')} and "
+                    f"{argument('run')} to draw others"
                 )
 
 

@@ -43,14 +43,20 @@ class Quality:
         )
         return worst
 
+    def limits(self, tolerance: float) -> NDArray[np.float64]:
+        """Return the deviation of each reference model above which its block fails, as a share.
+
+        It is the larger of the tolerance and the expected deviation, ``(blocks, references)``.
+        """
+        return np.maximum(np.nan_to_num(self.explained), tolerance)
+
     def straying(self, tolerance: float) -> NDArray[np.float64]:
         """Return the largest deviation in each block above the tolerance and the expected one.
 
         It is 0 if there is none, and infinite where a reference model failed, ``(blocks,)``.
         """
         deviations = np.nan_to_num(self.deviations, nan=np.inf)
-        limit = np.maximum(np.nan_to_num(self.explained), tolerance)
-        straying = np.where(deviations > limit, deviations, 0.0)
+        straying = np.where(deviations > self.limits(tolerance), deviations, 0.0)
         return np.asarray(straying.max(axis=1, initial=0.0), dtype=np.float64)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from esm_host.arguments import argument
 from esm_protos.estimates import Parts
-from esm_protos.messages import PI_THROTTLED_BITS, DeviceState
+from esm_protos.messages import PI_THROTTLED_BITS, SLOW_LOAD_NS, DeviceState
 from esm_protos.paces import Shift
 from esm_protos.providers import ProviderInfo
 from esm_protos.session_settings import SessionSettings
@@ -78,6 +78,7 @@ def judge_number(
     history_problem: str = "",
     all_runs: bool = False,
     reported: float | None = None,
+    slow_load: bool = False,
 ) -> Judgement:
     """Return the verdict on a model's latency.
 
@@ -93,6 +94,7 @@ def judge_number(
         all_runs: Whether the model has the maximum number of runs.
         reported: Interval of the reported latency, which includes that of further corrections;
             None if it is ``interval``.
+        slow_load: Whether the model loads so slowly that a block has one session of it.
     """
     wanted = precision or DEFAULT_PRECISION
     found = list(evidence)
@@ -110,7 +112,7 @@ def judge_number(
                 # Without figures of the model, so that the text is the same for the whole block.
                 text = f"{_OF_INTERVAL[1]}, {held}: {lacking}"
             else:
-                text += f"; {_unresolved(parts, shift, not precision, all_runs)}"
+                text += f"; {_unresolved(parts, shift, not precision, all_runs, slow_load)}"
                 text += f"; besides, {lacking}" if lacking else ""
         found.append((Verdict.UNRESOLVED, text))
     worst_first = sorted(found, key=lambda entry: -list(Verdict).index(entry[0]))
@@ -164,7 +166,9 @@ def _short_history(parts: Parts, history_problem: str) -> str:
     return f"the history of this device has only {moments}; {cure}"
 
 
-def _unresolved(parts: Parts, shift: Shift | None, exact: bool, all_runs: bool) -> str:
+def _unresolved(
+    parts: Parts, shift: Shift | None, exact: bool, all_runs: bool, slow_load: bool
+) -> str:
     """Return the widest part of an interval, and its remedy.
 
     Args:
@@ -172,6 +176,7 @@ def _unresolved(parts: Parts, shift: Shift | None, exact: bool, all_runs: bool) 
         shift: Deviation of the block from the usual pace.
         exact: Whether a number of runs was requested instead of a precision.
         all_runs: Whether the model has the maximum number of runs.
+        slow_load: Whether a block has one session of the model.
     """
     pace = max(parts.pace, parts.history)
     widest = max(pace, _widest_but_pace(parts))
@@ -184,7 +189,9 @@ def _unresolved(parts: Parts, shift: Shift | None, exact: bool, all_runs: bool) 
             return f"{unusual}, and corrected to {left}: {cure}"
         return f"the current pace of the device is known to {left}: {cure}"
     if parts.sessions == widest:
-        return f"sessions differ, which leaves {left}: give more {argument('sessions')}"
+        cure = f"give a longer {argument('spread')}, whose blocks open new ones"
+        cure = cure if slow_load else f"give more {argument('sessions')}"
+        return f"sessions differ, which leaves {left}: {cure}"
     if exact:
         return f"more runs would help: give more {argument('runs')}"
     if all_runs:
@@ -229,6 +236,23 @@ def threads_evidence(threads: int, processors: float) -> list[tuple[Verdict, str
     fix = f"give at most {int(processors)}" if processors >= 1 else "raise its CPU quota"
     what = f"{counted(threads, 'thread')} on {counted(processors, 'processor', '.3g')}"
     return [(Verdict.STABLE, f"{what}: {fix}")]
+
+
+def sessions_evidence(asked: int, load_s: float) -> list[tuple[Verdict, str]]:
+    """Return the warning about a model that loads too slowly for the sessions asked for.
+
+    Args:
+        asked: Number of sessions that were asked for; 1 if none.
+        load_s: Time to load the model and run it once, seconds; 0 unless it is too long.
+    """
+    if asked == 1 or not load_s:
+        return []
+    text = (
+        f"one session in a block, not {asked}: a model that takes more than "
+        f"{SLOW_LOAD_NS / 1e9:g} s to load and run once ({load_s:.1f} s) keeps its session; each "
+        f"block of {argument('spread')} opens a new one"
+    )
+    return [(Verdict.STABLE, text)]
 
 
 def more_threads(provider: ProviderInfo, used: float, asked: int, session: SessionSettings) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from esm_host.arguments import of_agent, on_command_line
 from esm_host.campaign.run import Run
 from esm_host.dataset.campaign_metric import LATENCY, CampaignMetric
 from esm_host.evaluation.verdict import Verdict
@@ -412,9 +413,10 @@ def _drift(run: Run, blocks: pd.DataFrame) -> Iterator[Section]:
     remaining = (
         f"After correction for the pace, the references' deviations have a median of "
         f"{left.median() if len(left) else 0:.1f} % and a 90 % quantile of "
-        f"{left.quantile(0.9) if len(left) else 0:.1f} %. {plural(failed, 'block')} of "
-        f"{len(blocks)} exceeded the tolerance of {tolerance:g} % (shaded band)"
-        f"{' and failed (vertical lines)' if failed else ''}."
+        f"{left.quantile(0.9) if len(left) else 0:.1f} %. "
+        f"{deviations_above(references, tolerance)} "
+        f"When judged after its measurement, {failed} of {plural(len(blocks), 'block')} failed"
+        f"{' (vertical lines)' if failed else ''}."
     )
     yield Section(
         "drift",
@@ -444,9 +446,26 @@ def _drift(run: Run, blocks: pd.DataFrame) -> Iterator[Section]:
                     Column("device", "device"),
                     Column("reference", "reference", 0),
                     Column("deviation_percent", "deviation (%)", 2),
+                    Column("limit_percent", "limit (%)", 2),
                 ],
             ),
         ],
+    )
+
+
+def deviations_above(references: pd.DataFrame, tolerance_percent: float) -> str:
+    """Return how many deviations are above the tolerance, and how many of them are explained."""
+    above = references[references["deviation_percent"] > tolerance_percent]
+    text = (
+        f"Above the tolerance of {tolerance_percent:g} % (shaded band): {len(above)} of "
+        f"{plural(len(references), 'deviation')}"
+    )
+    if above.empty:
+        return f"{text}."
+    explained = int((above["deviation_percent"] <= above["limit_percent"]).sum())
+    return (
+        f"{text}. The intervals of the references explain {explained} of them; a block fails by "
+        "one that is not explained."
     )
 
 
@@ -589,7 +608,10 @@ def _failures(run: Run) -> Iterator[Table]:
             "failures",
             f"{plural(len(failures), 'architecture')} could not be measured",
             ["architecture", "reason"],
-            [[Cell(row.architecture_key), Cell(row.message)] for row in rows],
+            [
+                [Cell(row.architecture_key), Cell(on_command_line(of_agent(row.message)))]
+                for row in rows
+            ],
             wide=["reason"],
         )
 

@@ -41,6 +41,8 @@ def comparison_page(comparison: Comparison) -> Page:
             if slower
             else ("open", f"{len(comparison.undecided)} undecided")
             if comparison.undecided
+            else ("open", "nothing slower found, see the warnings")
+            if comparison.warnings and not comparison.degrees_of_freedom
             else ("good", "nothing became slower")
         ),
         facts=[
@@ -50,7 +52,12 @@ def comparison_page(comparison: Comparison) -> Page:
             Fact("Timings", " and ".join(map(str, comparison.timings)), "before and after"),
         ],
         sections=[
-            Section("changes", "Changes", "", list(_changes(comparison))),
+            Section(
+                "changes",
+                "Changes",
+                "",
+                [*map(_warning, comparison.warnings), *_changes(comparison)],
+            ),
             Section(
                 "how",
                 "How they were compared",
@@ -64,7 +71,7 @@ def comparison_page(comparison: Comparison) -> Page:
                             Fact("After", timings[1]),
                         ]
                     ),
-                    *(Text(f"{text[:1].upper()}{text[1:]}.") for text in comparison.allowed),
+                    *map(_warning, comparison.allowed),
                 ],
             ),
         ],
@@ -75,10 +82,19 @@ def _lead(comparison: Comparison) -> str:
     known = [change for change in comparison.changes if change.change_percent is not None]
     if not known:
         return "No model ran in all timings."
-    most = max(known, key=lambda change: abs(change.change_percent or 0))
+    shown = [change for change in known if change.outcome is not Outcome.SAME]
+    if not shown:
+        return "No change is outside the noise."
+    most = max(shown, key=lambda change: abs(change.change_percent or 0))
     percent = most.change_percent or 0.0
     way = "slower" if percent > 0 else "faster"
-    return f"The largest change: {comparison.name(most)} is {abs(percent):.1f} % {way}."
+    sure = ", undecided" if most.outcome is Outcome.UNDECIDED else ""
+    name = comparison.name(most)
+    return f"The largest change outside the noise: {name} is {abs(percent):.1f} % {way}{sure}."
+
+
+def _warning(text: str) -> Text:
+    return Text(f"Warning: {text}.")
 
 
 def _changes(comparison: Comparison) -> Iterator[Any]:

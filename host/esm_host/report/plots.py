@@ -232,7 +232,7 @@ def deviations(
         blocks: :meth:`Run.blocks`; failed ones are marked.
         tolerance_percent: Tolerated deviation, in percent.
     """
-    columns = ["block", "device", "reference", "deviation_percent"]
+    columns = ["block", "device", "reference", "deviation_percent", "limit_percent"]
     frame = compact(references.dropna(subset="deviation_percent")[columns])
     frame = frame.assign(name="reference " + frame["reference"].astype(str))
     legend = alt.Legend(columns=_COLUMNS)
@@ -250,6 +250,7 @@ def deviations(
                 "device:N",
                 "reference:Q",
                 alt.Tooltip("deviation_percent:Q", title="deviation (%)", format=".2f"),
+                alt.Tooltip("limit_percent:Q", title="limit (%)", format=".2f"),
             ],
         )
     )

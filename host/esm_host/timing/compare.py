@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -41,6 +42,8 @@ READ = (2, 3)
 FACTS = ("hostname", "machine", "cpu_model", "cpu_count", "runtime")
 """Facts of a device that must be equal, besides those of its execution provider."""
 CASES, INPUTS, RAW, MAX_TIME = "cases", "inputs", "raw", "max_time"
+PROVIDER_OPTIONS = "provider_options"
+"""Name that allows differences of all options of execution providers."""
 _OF_MAX_TIME = ("max_block_s", "min_rounds")
 """Settings derived from ``max_time_s``, whose default grows with the number of models."""
 _LACKED = ("min_rounds", "short_visits", "references", "sessions")
@@ -146,6 +149,7 @@ class Comparison:
         changes: Change of every model, case and device.
         allowed: Differences between the timings that the caller allowed, in words.
         timings: Number of base timings and of new timings.
+        warnings: Reasons to doubt the timings, in words; empty in files of older versions.
     """
 
     confidence: float
@@ -153,6 +157,7 @@ class Comparison:
     changes: tuple[Change, ...]
     allowed: tuple[str, ...]
     timings: tuple[int, int]
+    warnings: tuple[str, ...] = ()
 
     @property
     def regressions(self) -> list[Change]:
@@ -225,6 +230,7 @@ class Comparison:
             tuple(changes),
             tuple(data["allowed_differences"]),
             (data["timings"]["base"], data["timings"]["new"]),
+            tuple(data.get("warnings", ())),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -236,6 +242,7 @@ class Comparison:
             "tolerance_percent": self.tolerance_percent,
             "timings": dict(zip(("base", "new"), self.timings, strict=True)),
             "allowed_differences": list(self.allowed),
+            "warnings": list(self.warnings),
             "regressions": len(self.regressions),
             "results": [
                 {
@@ -305,7 +312,10 @@ def compare(
         if has_common := bool(set.intersection(*map(set, found))):
             differences += [(CASES, text) for text in _unmatched(called, found)]
             differences += [(INPUTS, text) for text in _different_inputs(called, found)]
-        _check_allowed(differences, allow)
+        options = set[str]().union(*(_option_names(timing.data) for timing in timings))
+        # An option may have the name of a setting, whose differences stay refused.
+        options -= {*first.data["context"]["spec"], *FACTS, CASES, INPUTS, RAW, MAX_TIME}
+        _check_allowed(differences, [*allow, *(options if PROVIDER_OPTIONS in allow else ())])
         if not has_common:
             have = (f"{name} has {_some(own)}" for name, own in zip(called, found, strict=True))
             raise DifferentError(f"the timings have no case in common: {', '.join(have)}")
@@ -337,7 +347,28 @@ def compare(
         ) from error
     max_latency.check()
     counts = len(sides[0]), len(sides[1])
-    return Comparison(confidence, tolerance_percent, changes, tuple(allowed), counts)
+    doubts = tuple(
+        text for each in timings for text in doubts_of(each.name, each.data, len(timings) == 2)
+    )
+    return Comparison(confidence, tolerance_percent, changes, tuple(allowed), counts, doubts)
+
+
+def doubts_of(name: str, data: Json, alone: bool) -> Iterator[str]:
+    """Yield the reasons to doubt a timing: it was cut short, or latencies are not stable.
+
+    Args:
+        name: Name of the timing in the texts.
+        data: JSON of the timing.
+        alone: Whether each side has one timing. With several, their spread shows the instability.
+    """
+    if any(device.get("interrupted", False) for device in data["context"]["devices"].values()):
+        yield f"{name} was cut short by an interrupt"
+    verdicts = Counter(r["verdict"] for r in data["results"] if r["verdict"] is not None)
+    total = verdicts.total()
+    if unstable := total - verdicts.pop("stable", 0):
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+        doubt = ": their changes are unreliable" if alone else ""
+        yield f"{name}: {unstable} of {total} latencies are not stable ({counts}){doubt}"
 
 
 def _check_allowed(differences: Sequence[tuple[str, str]], allow: Sequence[str]) -> None:
@@ -575,18 +606,31 @@ def _check_arguments(
             name
             for device in context.get("devices", {}).values()
             for provider in provider_table(device.get("info") or {})
-            for name in (*provider.identity, *(option.name for option in provider.options))
+            for name in provider.identity
         }
-        told |= {*spec.get("provider_options", ())}
-        results = data.get("results")
-        for result in results if isinstance(results, list) else ():
-            told |= {*(result.get("provider_options", ()) if isinstance(result, Mapping) else ())}
+        told |= _option_names(data)
         settings |= {**spec, **older_peers.spec_json(spec)}
     facts = (*FACTS, *sorted({*told, *older_peers.NAMES} - {*settings}))
     known = (*settings, *facts, CASES, INPUTS, RAW, MAX_TIME)
     for name in allow:
         if name not in known:
             raise UsageError(f"{argument('allow')}: {unknown('difference', name, known)}")
+
+
+def _option_names(data: Json) -> set[str]:
+    """Return the names of the options of a timing's execution providers, given or not."""
+    context = data.get("context", {})
+    names = {
+        option.name
+        for device in context.get("devices", {}).values()
+        for provider in provider_table(device.get("info") or {})
+        for option in provider.options
+    }
+    names |= {*older_peers.OPTION_FIELDS, *context.get("spec", {}).get(PROVIDER_OPTIONS, ())}
+    results = data.get("results")
+    for result in results if isinstance(results, list) else ():
+        names |= {*(result.get(PROVIDER_OPTIONS, ()) if isinstance(result, Mapping) else ())}
+    return names
 
 
 def _device_names(base: Json, new: Json) -> dict[str, str]:
@@ -610,7 +654,7 @@ def _differences(
     several = max(map(len, given)) > 1
     for name in (*ours, *(name for name in theirs if name not in ours)):
         lacked = name in _LACKED and (name not in ours or name not in theirs)
-        if lacked or name in (*_OF_MAX_TIME, "provider_options"):
+        if lacked or name in (*_OF_MAX_TIME, PROVIDER_OPTIONS):
             continue
         if name == "provider" and several:
             continue  # each is a case

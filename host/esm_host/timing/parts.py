@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from esm_host.arguments import of_agent
 from esm_host.errors import DeviceError
 from esm_host.timing.inputs import check_free_dims
 from esm_host.timing.spread import common_usual_latencies
@@ -104,7 +105,8 @@ def time_parts(
         for number, measurement in zip(numbers, result.measurements, strict=True):
             if (failure := measurement.failure) is not None:
                 raise DeviceError(
-                    f"part {parts[number].name} failed with {failure.kind.value}: {failure.message}"
+                    f"part {parts[number].name} failed with {failure.kind.value}: "
+                    f"{of_agent(failure.message)}"
                 )
         results.append(result)
         on_block(len(references) + len(others[: (row + 1) * BLOCK_PARTS]), len(parts))

@@ -43,6 +43,10 @@ def executions(
     listed = f"{argument('provider')} {','.join(providers)}"
     if not providers or not all(providers):
         raise UsageError(f"{listed}: give the name of an execution provider, such as cpu")
+    for name in providers:
+        if "," in name:
+            each = ", ".join(f"'{part.strip()}'" for part in name.split(","))
+            raise UsageError(f"{argument('provider')} '{name}': give a list, [{each}]")
     if len(set(providers)) < len(providers):
         raise UsageError(f"{listed}: give each provider once")
     found: dict[str, dict[str, str]] = {name: {} for name in providers}

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from esm_host.arguments import in_python
+from esm_host.arguments import in_python, of_agent
 from esm_host.errors import EsmError
 from esm_host.evaluation.difference import Ratio, around, paired_ratio, unpaired_ratio
 from esm_host.evaluation.verdict import Judgement, describe_shift, more_threads
@@ -116,7 +116,9 @@ class Result:
         found = list(self.judgement.reasons) if self.judgement else []
         if nodes := self.measurement.fallback:
             more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
-            found.append(f"nodes ran on another provider: {', '.join(nodes[:3])}{more}")
+            total = sum(count for _, count in self.measurement.ran_on)
+            which = f"{len(nodes)} of {counted(total, 'node')} ran on another provider"
+            found.append(f"{which}: {', '.join(nodes[:3])}{more}")
         used = self.measurement.threads_used
         if not self.failure and (
             more := more_threads(self.provider, used, self.threads, self.spec.session)
@@ -230,7 +232,8 @@ class Result:
             ],
             "items_per_inference": self.entry.items,
             "status": "failed" if failure else "success",
-            "failure": failure and {"kind": failure.kind.value, "message": failure.message},
+            "failure": failure
+            and {"kind": failure.kind.value, "message": words(of_agent(failure.message))},
             **self.numbers,
             "metrics": self.metrics,
             "runs_per_visit": None if failure else measured.visit_runs(self.spec),

@@ -17,11 +17,13 @@ from esm_host.evaluation.verdict import (
     judge_number,
     missing_references_evidence,
     runs_evidence,
+    sessions_evidence,
     threads_evidence,
 )
 from esm_host.timing.energy import has_energy_sensor, missing_energy
 from esm_host.timing.request import Entry
 from esm_host.timing.result import BlockLatency, DeviceTiming, Result, Timing
+from esm_host.timing.spec import SESSIONS
 from esm_host.timing.spread import (
     FEWEST,
     block_starts,
@@ -35,6 +37,7 @@ from esm_host.transport.distinct import check_distinct
 from esm_host.transport.limits import check_energy, check_models, check_spec, check_threads
 from esm_protos.estimates import BlockEstimate, Estimate, estimate_measured
 from esm_protos.messages import (
+    SLOW_LOAD_NS,
     Block,
     BlockResult,
     DeviceInfo,
@@ -533,6 +536,7 @@ def _results(
         threads = entry.model.case.threads or spec.threads
         threads = 1 if provider.chooses_threads else threads
         threads = max(threads, spec.session.inter_op)
+        slow_s = _slow_load_s(measurements) if spec.sessions > 1 else 0.0
         judgement = judge_number(
             pooled.interval,
             spec.precision,
@@ -540,16 +544,25 @@ def _results(
                 *pool_evidence(evidence),
                 *runs_evidence(zip(runs, slowdowns, strict=True), spec.trim),
                 *threads_evidence(threads, info.processors),
+                *sessions_evidence(spec.sessions if spec.sessions > SESSIONS else 1, slow_s),
             ],
             pooled.parts,
             pooled.shift,
             next((block.history_problem for block in blocks if block.history_problem), ""),
             all(len(each.latency_ns) >= spec.runs for each in measurements),
+            slow_load=slow_s > 0,
         )
         results.append(
             Result(name, spec, entry, measurement, pooled, judgement, latencies, provider)
         )
     return tuple(results)
+
+
+def _slow_load_s(measurements: Sequence[Measurement]) -> float:
+    """Return the time to load a model and run it once, s; 0 if it had more sessions in a block."""
+    found = (m.load_ns + m.first_run_ns for m in measurements if len(m.session_runs) < 2)
+    slowest = max(found, default=0)
+    return slowest / 1e9 if slowest > SLOW_LOAD_NS else 0.0
 
 
 def _latency(

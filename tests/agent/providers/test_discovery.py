@@ -393,6 +393,19 @@ def test_a_provider_that_never_loads_says_why() -> None:
     assert str(caught.value) == "the OpenVINO provider did not load: there is no device NPU"
 
 
+def test_a_class_of_another_provider_is_not_derived_from_that_of_the_processor() -> None:
+    class Own(CpuProvider):
+        name = "own"
+        runtime_name = OPENVINO
+
+    own = Own(runtime=FakeRuntime([OPENVINO, CPU]))
+    with pytest.raises(ProviderMissingError) as caught:
+        own.prove()
+    assert "its runtime_name OpenVINOExecutionProvider is not that of" in str(caught.value)
+    assert str(caught.value).endswith("derive it from esm_agent.providers.base.Provider")
+    assert Own(runtime=FakeRuntime([CPU])).why_not() == "this onnxruntime has none"
+
+
 # In the measuring process
 
 
@@ -447,6 +460,21 @@ def test_noise_of_a_library_is_kept_from_stdout() -> None:
     assert "noise of a native library" in done.stderr
 
 
+def test_the_log_of_the_measuring_process_has_the_agents_format() -> None:
+    program = (
+        "from tests.agent import fake_backends, fake_runtimes\n"
+        "from esm_agent.measure.worker import Worker\n"
+        "from esm_agent.operation import logs\n"
+        "logs.configure(json_lines=True)\n"
+        "worker = Worker(fake_backends.IdleBackend, find=fake_runtimes.with_one_that_warns)\n"
+        "worker.start()\n"
+        "worker.stop()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert (line["level"], line["event"]) == ("warning", "a compiled model is lost")
+
+
 # On the command line
 
 
@@ -466,6 +494,17 @@ def test_a_library_is_a_name_and_a_file(text: str, words: str) -> None:
         AgentServer("127.0.0.1", 0, ep_libraries=[text])
 
 
+def test_a_library_that_was_given_and_does_not_work_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "libacme.so").write_text("no library")
+    AgentServer("127.0.0.1", 0, ep_libraries=[f"acme={tmp_path}/libacme.so"]).stop()
+    (record,) = [each for each in caplog.records if "acme" in each.getMessage()]
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("--ep-library acme: ")
+    assert "libacme.so" in record.getMessage()
+
+
 def run_agent(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "esm_agent.cli", *words]
     return subprocess.run(command, capture_output=True, text=True)
@@ -481,6 +520,8 @@ def test_the_device_lists_its_providers(tmp_path: Path) -> None:
     assert re.fullmatch(rf"{title}; built-in model: \d[\d.]* ms", cpu)
     (acme,) = [line for line in rest if line.startswith("acme: ")]
     assert "libacme.so" in acme
+    (cuda,) = [line for line in rest if "cuda" in line]
+    assert cuda.startswith("no provider cuda: this onnxruntime has none (in an environment of")
 
 
 def test_a_library_that_is_not_there_is_one_line() -> None:

@@ -1,6 +1,8 @@
 """Placement of nodes: counted, and refused on another provider than the one asked for."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +63,39 @@ def test_a_model_that_falls_back_is_refused_with_its_nodes_and_operators(
     assert text.startswith(f"{count} of 4 nodes did not run on OpenVINO: ")
     assert text.endswith("; allow fallback to measure the model anyway")
     assert all(node in text for node in nodes)
+
+
+class Particular(FakeRuntime):
+    """Has a provider that takes no node for one value of an option."""
+
+    def InferenceSession(self, path: str, options: Any, providers: Any, **named: Any) -> Any:
+        settings = providers[0][1] if isinstance(providers[0], tuple) else {}
+        self.claims = [] if settings.get("device_type") == "FOO" else ["Exp"]
+        return super().InferenceSession(path, options, providers, **named)
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("allow", [False, True])
+def test_options_are_to_blame_if_all_nodes_fall_back_with_them_only(
+    model: UploadedModel, allow: bool, older: bool
+) -> None:
+    provider: Provider = BuiltInProvider(OPENVINO, 0, Particular(older=older))
+    spec = MeasureSpec(provider="openvino", allow_fallback=allow)
+    with pytest.raises(ModelError) as caught:
+        provider.load(model, replace(spec, provider_options={"device_type": "FOO"}))
+    assert caught.value.failure.kind is FailureKind.INVALID_INPUT
+    assert str(caught.value) == (
+        "with the options device_type=FOO none of 4 nodes ran on OpenVINO, without them 1: change "
+        "the options"
+    )
+
+
+def test_options_are_not_to_blame_if_all_nodes_fall_back_anyway(model: UploadedModel) -> None:
+    provider: Provider = BuiltInProvider(OPENVINO, 0, FakeRuntime(claims=[]))
+    spec = MeasureSpec(provider="openvino", provider_options={"device_type": "CPU"})
+    with pytest.raises(ModelError, match=r"^4 of 4 nodes did not run on OpenVINO"):
+        provider.load(model, spec)
+    assert len(provider.load(model, replace(spec, allow_fallback=True)).fallback) == 4
 
 
 @pytest.mark.parametrize("older", [False, True])

@@ -860,7 +860,25 @@ def test_what_a_gpu_adds_is_shown_where_it_is_there(fake: FakeProfiler, model: P
     assert (cells["copy_in_ms"], cells["copy_out_ms"]) == ("0.0200", "0.0100")
     result = esm_host_time(model, *options, "--allow-fallback", "--wide")
     assert "fallback" in result.stdout.splitlines()[0]
-    assert "nodes ran on another provider: resize" in result.stderr
+    assert "1 of 6 nodes ran on another provider: resize" in result.stderr
+    csv_text = esm_host_time(model, *options, "--allow-fallback", "--csv", "-", "-q").stdout
+    (line,) = csv.DictReader(csv_text.splitlines())
+    assert line["ran_on"] == "CUDAExecutionProvider=5 CPUExecutionProvider=1"
+    assert line["fallback"] == "resize"
+
+
+def test_a_failure_names_the_option_that_helps(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = Failure(
+        FailureKind.TIMEOUT, "loading took longer than 1 s: give a longer load timeout"
+    )
+    fake = FakeProfiler(lambda model: failure, references=())
+    monkeypatch.setattr(devices, "connect", lambda device: fake)
+    told = esm_host_time(model, "--runs", 30, "--json", "-")
+    assert "give a longer --load-timeout" in told.stderr
+    (entry,) = json.loads(told.stdout)["results"]
+    assert entry["failure"]["message"].endswith("give a longer --load-timeout")
 
 
 def test_a_provider_that_chooses_its_threads_is_said_to(fake: FakeProfiler, model: Path) -> None:
@@ -911,6 +929,8 @@ def test_a_provider_that_chooses_its_threads_is_said_to(fake: FakeProfiler, mode
         (["--json", "no/such/folder/out.json"], ["--json", "no folder no/such/folder"]),
         (["--json", "/"], ["--json / is a folder"]),
         (["--csv", "/"], ["--csv / is a folder"]),
+        (["--profile-runs", "5"], ["--profile-runs 5 has no effect without --profile: give"]),
+        (["--energy-time", "20"], ["--energy-time 20 has no effect without --energy: give"]),
         (["--csv", "-", "--json", "-"], ["--json - and --csv -"]),
         (["--threads", "1,two"], ["--threads 1,two", "whole numbers"]),
         (["--threads", "1,1"], ["--threads 1,1", "each once"]),
@@ -1179,6 +1199,25 @@ def test_tables_and_csv_name_the_provider(
     assert (entry["case"]["provider"], entry["provider"]) == (None, "npu")
 
 
+def test_a_model_that_loads_too_slowly_for_its_sessions_is_warned_of(
+    fake: FakeProfiler, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = fake.answer
+
+    def answered(*arguments: Any) -> BlockResult:
+        block = answer(*arguments)
+        slow = (replace(m, load_ns=10**9, session_runs=()) for m in block.measurements)
+        return replace(block, measurements=tuple(slow))
+
+    told = esm_host_time(model, "--sessions", 4, "--runs", 80)
+    assert "one session in a block" not in told.stderr
+    monkeypatch.setattr(fake, "answer", answered)
+    told = esm_host_time(model, "--sessions", 4, "--runs", 80)
+    assert "one session in a block, not 4" in told.stderr
+    assert "each block of --spread opens a new one" in told.stderr
+    assert "one session in a block" not in esm_host_time(model, "--runs", 80).stderr
+
+
 def test_options_that_are_not_as_by_default_stand_under_a_result(
     fake: FakeProfiler, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1198,7 +1237,8 @@ def test_options_that_are_not_as_by_default_stand_under_a_result(
     expected = '1 thread · npu · config={"a": 2} · opt_level=basic · compiled: cached'
     assert expected in told.stdout
     (row,) = csv.DictReader(esm_host_time(model, *options, "--csv", "-", "-q").stdout.splitlines())
-    assert list(row)[-3:] == ["provider_options", "session_options", "compiled"]
+    columns = ["provider_options", "session_options", "compiled", "ran_on", "fallback"]
+    assert list(row)[-5:] == columns
     assert shlex.split(row["provider_options"]) == ['config={"a": 2}', "x=1"]
     assert (row["session_options"], row["compiled"]) == ("opt_level=basic", "cached")
 

@@ -15,6 +15,7 @@ from esm_host.evaluation.verdict import (
     judge_number,
     reference_evidence,
     runs_evidence,
+    sessions_evidence,
     threads_evidence,
 )
 from esm_protos.estimates import Parts
@@ -267,6 +268,19 @@ def test_a_reason_names_what_makes_an_interval_wide(
     assert told.startswith("interval too wide")
     assert told.endswith(text)
     assert judge_number(0.019, 0.02, [], parts, shift).verdict is Verdict.STABLE
+
+
+def test_more_sessions_do_not_help_a_model_that_loads_slowly() -> None:
+    parts = Parts(runs=0.01, sessions=0.018, pace=0.01, moments=50)
+    (reason,) = judge_number(0.031, 0.02, [], parts, slow_load=True).reasons
+    told = on_command_line(reason)
+    assert told.endswith("give a longer --spread, whose blocks open new ones")
+    assert "--sessions" not in told
+    judgement = judge_number(0.01, 0.02, sessions_evidence(4, 0.93))
+    assert judgement.verdict is Verdict.STABLE
+    (warning,) = map(on_command_line, judgement.reasons)
+    assert warning.startswith("one session in a block, not 4: a model that takes more than 0.5 s")
+    assert sessions_evidence(4, 0.0) == sessions_evidence(1, 0.93) == []
 
 
 def test_with_runs_that_were_asked_for_more_of_them_help() -> None:

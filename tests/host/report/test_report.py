@@ -17,7 +17,7 @@ from esm_host import load_run
 from esm_host.campaign.run import RoundProgress
 from esm_host.cli.app import app
 from esm_host.report import plots, timing_plots
-from esm_host.report.campaign import _residuals
+from esm_host.report.campaign import _residuals, deviations_above
 from esm_host.report.page import bytes_text, fixed, significant
 from esm_host.transport.fake import FakeProfiler
 from tests.host.dataset.test_group import rack
@@ -59,6 +59,17 @@ def test_an_unfinished_campaign_has_a_report(campaign: Path, tmp_path: Path) -> 
     assert "not finished" in text
     assert f"esm-host profile --run {run} --resume" in text
     assert "Drift of the device" in text
+
+
+def test_a_deviation_that_an_interval_explains_fails_no_block() -> None:
+    references = pd.DataFrame(
+        {"deviation_percent": [1.0, 5.0, 6.0, 9.0], "limit_percent": [3.0, 7.0, 7.0, 7.0]}
+    )
+    text = deviations_above(references, 3.0)
+    assert "Above the tolerance of 3 % (shaded band): 3 of 4 deviations" in text
+    assert "explain 2 of them" in text
+    none = deviations_above(references.head(1), 3.0)
+    assert none == "Above the tolerance of 3 % (shaded band): 0 of 1 deviation."
 
 
 class BrokenOffError(Exception): ...

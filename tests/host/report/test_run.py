@@ -46,6 +46,7 @@ def test_blocks_references_rounds_and_states(campaign: Path) -> None:
     assert np.median(blocks["pace"]) == pytest.approx(1, abs=1e-3)
     assert set(blocks["device"]) == {run.settings.device}
     assert len(references) == len(blocks) * run.settings.references
+    assert references["limit_percent"].min() >= run.settings.reference_tolerance_percent
     rounds, accuracy = run.rounds(), run.accuracy()
     assert len(accuracy) == len(rounds) * (run.settings.depth_bins(run.space).count + 1)
     last = accuracy[(accuracy["round"] == rounds["round"].max()) & (accuracy["bin"] == "all")]

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from esm_host.cli.app import app
 from esm_host.errors import UsageError
+from esm_host.report.comparison import comparison_page
 from esm_host.timing import compare as evaluation
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
@@ -209,6 +210,39 @@ def test_what_is_not_stable_is_warned_of(compare: Invoke, timing: Json, new: Jso
     said = compare(timing, new).stderr
     assert "new.json: 1 of 4 latencies are not stable (1 noisy)" in said
     assert "base.json" not in said
+
+
+def test_a_report_says_what_the_noise_hides(compare: Invoke, timing: Json, new: Json) -> None:
+    """A change within the noise is not named, and the warnings stand on the page."""
+    for result in new["results"]:
+        scale(result, 0.82)
+        result["verdict"] = "unresolved"
+        result["ci95_percent"] = 200.0
+    written = json.loads(compare(timing, new, "--json", "-").stdout)
+    comparison = evaluation.Comparison.from_json(written)
+    (warning,) = comparison.warnings
+    assert "new.json: 4 of 4 latencies are not stable" in warning
+    page = comparison_page(comparison)
+    assert page.lead == "No change is outside the noise."
+    assert page.status == ("open", "nothing slower found, see the warnings")
+    assert any(warning in getattr(part, "text", "") for part in page.sections[0].parts)
+    del written["warnings"]  # a file of an older version
+    assert evaluation.Comparison.from_json(written).warnings == ()
+
+
+def test_a_report_names_the_largest_change_outside_the_noise(timing: Json, new: Json) -> None:
+    scale(new["results"][0], 1.2)
+    scale(new["results"][1], 1.5)
+    new["results"][1]["ci95_percent"] = 200.0
+    comparison = evaluation.compare(timing, new)
+    assert comparison.warnings == ()
+    named = comparison.name(comparison.changes[0])
+    lead = f"The largest change outside the noise: {named} is 20.0 % slower."
+    assert comparison_page(comparison).lead == lead
+    new["results"][0]["verdict"] = "noisy"
+    comparison = evaluation.compare(timing, new)
+    assert comparison.warnings[0].startswith("new timing: 1 of 4 latencies are not stable")
+    assert comparison_page(comparison).lead == lead[:-1] + ", undecided."
 
 
 def test_slower_than_tolerated_is_exit_code_3(compare: Invoke, timing: Json, new: Json) -> None:
@@ -485,6 +519,27 @@ def test_an_option_that_only_the_new_timing_has_can_be_allowed(
     assert compare(timing, new, "--allow", "cache_dir").exit_code in (0, 2)
 
 
+def test_all_options_of_a_provider_or_a_session_can_be_allowed(
+    compare: Invoke, timing: Json, new: Json
+) -> None:
+    spec = new["context"]["spec"]
+    spec["provider_options"] = {"device_type": "CPU", "runs": "1"}
+    refused = compare(timing, new, "--allow", "session_options")
+    assert_refused(refused, "--allow device_type,runs")
+    refused = compare(timing, new, "--allow", "provider_options")
+    assert_refused(refused, "--allow runs")  # an option with the name of a setting
+    spec["provider_options"] = {"device_type": "CPU", "num_streams": "1"}
+    told = compare(timing, new, "--allow", "provider_options")
+    assert told.exit_code == 0, told.output
+    assert "the option num_streams of cpu differs" in told.stderr
+    spec["session_options"] = {"session.x": "1"}
+    spec["runs"] += 1
+    refused = compare(timing, new, "--allow", "provider_options")
+    assert_refused(refused, "--allow session_options,runs")
+    allowed = "provider_options,session_options,runs"
+    assert compare(timing, new, "--allow", allowed).exit_code == 0
+
+
 def test_cases_that_one_lacks(compare: Invoke, timing: Json, new: Json) -> None:
     del new["results"][1]
     assert_refused(compare(timing, new), "only the base timing has a.onnx, batch 8")
@@ -522,7 +577,7 @@ def test_all_differences_are_named_at_once(compare: Invoke, timing: Json, new: J
 
 def test_the_help_lists_what_may_differ() -> None:
     text = " ".join(CliRunner().invoke(app, ["compare", "--help"]).stdout.split())
-    settings = {*MeasureSpec().to_json()} - {"provider_options", *evaluation._OF_MAX_TIME}
+    settings = {*MeasureSpec().to_json()} - {*evaluation._OF_MAX_TIME}
     settings = {name for name in settings if "visit" not in name}  # no option sets them
     more = (evaluation.CASES, evaluation.INPUTS, evaluation.RAW, evaluation.MAX_TIME)
     words = set(re.findall(r"\w+", text))
