@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from esm_host.arguments import argument
-from esm_protos.messages import DeviceInfo, Energy
+from esm_protos.messages import DeviceInfo, Energy, without_sensor
 
 
 def has_energy_sensor(device: DeviceInfo) -> bool:
@@ -17,7 +17,7 @@ def missing_energy(device: DeviceInfo) -> str:
     """Return why a device cannot measure energy."""
     if not device.energy_sensors:
         return "no energy: the device's agent is too old for it, upgrade esm-profiler there"
-    return f"no energy: {'; '.join(sensor.line for sensor in device.energy_sensors)}"
+    return f"no energy: {without_sensor(device.energy_sensors)}"
 
 
 def energy_text(energy: Energy) -> str:

@@ -122,6 +122,10 @@ def test_an_unresolved_energy_says_what_it_needs(
     ("sensors", "said"),
     [
         ([BROKEN, MISSING], "RAPL: only root may read x: sudo chmod a+r x; NVML: not found"),
+        (
+            [MISSING],
+            "NVML: not found; start the agent with --energy FILE.py:CLASS for a meter of your own",
+        ),
         ([], "the device's agent is too old for it, upgrade esm-profiler there"),
     ],
 )
