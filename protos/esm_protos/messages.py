@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -403,15 +403,6 @@ class EnergySensor:
 
 NOT_FOUND = "not found"
 """Problem of a sensor that a device does not have."""
-
-
-def without_sensor(sensors: Iterable[EnergySensor]) -> str:
-    """Return why no sensor of a device works, with a cure."""
-    found = list(sensors)
-    lines = [sensor.line for sensor in found]
-    if not any(sensor.fix for sensor in found):
-        lines.append("start the agent with --energy FILE.py:CLASS for a meter of your own")
-    return "; ".join(lines)
 
 
 @dataclass(frozen=True)
@@ -857,7 +848,7 @@ class BlockResult:
     Attributes:
         block_id: Name of the block.
         measurements: Measurement of each model, in the block's order.
-        busy_ns: Time from the first load to the last run.
+        busy_ns: Time from the first load to the last run, those of profiles and energy included.
         running_ns: Time inside inferences, counted or not.
         states: States of the device before, during (about one per second) and after the block.
         references: Measurements of the agent's reference models; empty if not requested.

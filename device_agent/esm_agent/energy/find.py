@@ -16,16 +16,8 @@ from esm_agent.energy.hwmon import Hwmon
 from esm_agent.energy.nvml import Nvml
 from esm_agent.energy.pmic import Pmic
 from esm_agent.energy.rapl import Rapl
-from esm_agent.energy.source import (
-    BATTERY,
-    BOARD,
-    GPU,
-    PACKAGE,
-    EnergySource,
-    SensorError,
-    check_attributes,
-    read_joules,
-)
+from esm_agent.energy.source import EnergySource, SensorError, check_attributes, read_joules
+from esm_protos.energy import BATTERY, BOARD, GPU, PACKAGE, choose
 from esm_protos.messages import NOT_FOUND, EnergySensor, Finding, Severity
 from esm_protos.plugins import Family, PluginError, described_in
 
@@ -72,14 +64,7 @@ class Sources:
 
     def choose(self, on_gpu: bool) -> EnergySource | None:
         """Return the best source for models on the CPU, or on a GPU; None if none covers it."""
-        other = PACKAGE if on_gpu else GPU
-        order = [GPU, BOARD, BATTERY] if on_gpu else [BOARD, PACKAGE, BATTERY]
-        fit = [source for source in self.working if source.covers != other]
-        return min(
-            fit,
-            key=lambda each: order.index(each.covers) if each.covers in order else -1,
-            default=None,
-        )
+        return choose(self.working, on_gpu)
 
 
 def load_meters(names: Sequence[str]) -> tuple[list[EnergySource], list[EnergySensor]]:

@@ -13,8 +13,6 @@ from typing import Any, ClassVar
 
 from esm_protos.messages import EnergySensor
 
-PACKAGE, BOARD, GPU, BATTERY = "package", "board", "gpu", "battery"
-"""Coverages of the built-in sources; a user's class may have any other text."""
 LONGEST_TICK_S = 3600.0
 """Largest valid ``tick_s``."""
 

@@ -12,7 +12,8 @@ from esm_agent.energy.find import Sources, measure_tick, no_new_value
 from esm_agent.energy.source import EnergySource, SensorError, read_joules, sampling
 from esm_agent.energy.windows import Plan, plan, take_windows
 from esm_agent.measure.sessions import Job, Sessions
-from esm_protos.messages import Energy, Failure, without_sensor
+from esm_protos.energy import without_sensor
+from esm_protos.messages import Energy, Failure
 from esm_protos.metrics import ENERGY
 from esm_protos.plugins import described, own_file
 from esm_protos.text import counted

@@ -99,6 +99,7 @@ def test_energy_is_measured_after_the_latencies(
     assert fine.metrics["energy_gross_mj"] > abs(fine.metrics["energy_mj"])
     assert fine.energy.problem, "the meter does not know whether models run"
     assert len(fine.latency_ns) == 6
+    assert result.busy_ns > 0.5e9 * ENERGY_S, "windows and rest count"
 
 
 def test_energy_is_measured_only_if_asked(worker: Worker, tmp_path: Path) -> None:
