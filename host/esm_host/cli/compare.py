@@ -133,7 +133,7 @@ def compare(
     """
     from esm_host.timing.compare import check_timing
     from esm_host.timing.compare import compare as compared
-    from esm_host.timing.metric_changes import check_metric, metrics_by_key
+    from esm_host.timing.metric_changes import check_metric, energy_warnings, metrics_by_key
 
     confidence = comparing.confidence
     if not 50 <= confidence < 100:
@@ -169,6 +169,10 @@ def compare(
         for path, timing in zip(side, timings, strict=True):
             _warn_of_interrupt(path, timing)
             _warn_of_verdicts(path, timing, alone)
+    for text in energy_warnings(
+        {str(p): t for side in zip(paths, sides, strict=True) for p, t in zip(*side, strict=True)}
+    ):
+        typer.echo(f"warning: {text}", err=True)
     _print_certainty(comparison)
     if slower := comparison.regressions:
         limited = ", or take more energy" if any(each.metrics_regressed for each in slower) else ""

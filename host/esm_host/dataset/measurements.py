@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_host.dataset.campaign_metric import LATENCY, CampaignMetric
-from esm_host.dataset.metric_values import dataset_of, problem_text, value_of
+from esm_host.dataset.energy_cure import problem_text
+from esm_host.dataset.metric_values import dataset_of, value_of
 from esm_host.dataset.store import GROUP_FACT, REFERENCE_ROUND, Store, StoredBlock
 from esm_host.dataset.table import (
     WIDEST,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from esm_host.arguments import argument
 from esm_host.dataset.campaign_metric import CampaignMetric
 from esm_host.dataset.table import WIDEST, Dataset
 from esm_host.evaluation.verdict import Judgement, Verdict
 from esm_models.architecture import Architecture
-from esm_protos.messages import Energy, Measurement
+from esm_protos.messages import Measurement
 from esm_protos.metrics import INTERVALS
 
 
@@ -31,13 +29,6 @@ def value_of(metric: CampaignMetric, measured: Measurement) -> tuple[float, floa
         return float(value), 0.0
     percent = measured.metrics.get(INTERVALS[metric.key])
     return float(value), WIDEST if percent is None else percent / 100
-
-
-def problem_text(energy: Energy) -> str:
-    """Return the problem of an energy with its cure, with marked names of arguments."""
-    if not energy.needs_s:
-        return energy.problem
-    return f"{energy.problem}: give {argument('energy_time_s')} {math.ceil(energy.needs_s)}"
 
 
 def judgement_of(metric: CampaignMetric, measured: Measurement) -> Judgement:

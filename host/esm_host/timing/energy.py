@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from esm_host.arguments import argument
-from esm_host.dataset.metric_values import problem_text
+from esm_host.dataset.energy_cure import problem_text
 from esm_protos.energy import choose, least_energy_s, without_sensor
 from esm_protos.messages import DeviceInfo, Energy
 

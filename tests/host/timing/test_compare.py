@@ -641,6 +641,18 @@ def test_more_energy_is_a_regression(compare: Invoke, timing: Json, tmp_path: Pa
     assert unknown.exit_code == 0, unknown.output
 
 
+def test_other_sensors_and_unresolved_energies_are_warned_of(compare: Invoke, timing: Json) -> None:
+    base, new = with_energy(timing, 4.0), with_energy(timing, 4.0)
+    for data in (base, new):
+        data["results"][0]["energy"] |= {"source": "RAPL", "covers": "package"}
+    assert "warning: " not in compare(base, new).stderr
+    new["results"][0]["energy"] |= {"covers": "whole device", "verdict": "unresolved"}
+    warned = compare(base, new).stderr
+    assert "new.json: 1 of 1 energies are unresolved: their changes are unreliable" in warned
+    assert "new.json: energies by RAPL (whole device), those of " in warned
+    assert "base.json by RAPL (package): they are not comparable" in warned
+
+
 def test_several_timings_show_how_energies_vary(
     compare: Invoke, timing: Json, tmp_path: Path
 ) -> None:
