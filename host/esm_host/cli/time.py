@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esm_host.arguments import on_command_line
+from esm_host.arguments import flag, on_command_line
 from esm_host.cli.errors import INTERRUPTED, one_line_errors
 from esm_host.cli.option_groups import ProviderOptions, RuntimeOptions, grouped
-from esm_host.cli.options import NoWait, Quiet, device_names, examples
+from esm_host.cli.options import NoWait, Quiet, device_names, examples, was_given
 from esm_host.cli.output import check_output, results_first
 from esm_host.cli.profile import ProtocolName
 from esm_host.errors import UsageError
@@ -308,6 +308,13 @@ def time(
         load_timeout_s=measuring.load_timeout,
         seed=measuring.seed,
     )
+    for needed, option in (("profile", "profile_runs"), ("energy", "energy_time")):
+        if was_given(context, option) and not getattr(shown, needed):
+            name = flag(option)
+            raise UsageError(
+                f"{name} {getattr(shown, option):g} has no effect without {flag(needed)}: add it, "
+                f"or leave {name} out"
+            )
     spread_s = 0.0 if measuring.spread is None else parse_duration(measuring.spread)
     given = [*(models or ()), *map(example_file, example or ())]
     if not given:

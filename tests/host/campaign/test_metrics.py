@@ -134,13 +134,27 @@ def test_each_metric_has_a_predictor_with_intervals(device: Changed, tmp_path: P
 
 
 def test_a_campaign_of_latencies_measures_nothing_else(device: Changed, tmp_path: Path) -> None:
-    run = profile(SMALL, tmp_path / "run")
+    run = profile(replace(SMALL, energy_time_s=40), tmp_path / "run")
     assert {(block.energy_s, block.peak_memory) for block in device.blocks} == {(0.0, False)}
     assert run.result is not None
     assert list(run.result["metrics"]) == ["latency"]
     assert "energy_mj" not in run.measurements()
     with pytest.raises(UsageError, match=r"has no predictor of energy: it has latency; profile"):
         run.of("energy")
+    with pytest.raises(UsageError, match=r"^metric: unknown metric 'watts': choose latency, "):
+        run.of("watts")
+
+
+def test_an_energy_time_without_energy_is_refused(device: Changed, tmp_path: Path) -> None:
+    said = "^energy_time_s 3 has no effect with metric latency: add energy to it"
+    with pytest.raises(UsageError, match=said):
+        profile(SMALL, tmp_path / "run")
+    asked = ["--metric", "peak_memory", "--energy-time", 4, "--run", tmp_path / "run"]
+    done = esm_host("profile", *asked)
+    assert done.exit_code == 2
+    assert "--energy-time 4 has no effect with --metric peak_memory" in done.stderr
+    assert not device.blocks
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_first_metric_leads(device: Changed, tmp_path: Path) -> None:

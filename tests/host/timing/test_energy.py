@@ -122,6 +122,21 @@ def test_energy_is_measured_only_if_asked(monkeypatch: pytest.MonkeyPatch, model
     assert "energy" not in {part.id for part in timing_page(timing).sections[0].parts}
 
 
+@pytest.mark.parametrize(
+    "options", [("--energy-time", 40), ("--profile-runs", 20), ("--energy-time", 9)]
+)
+def test_an_option_without_its_measurement_is_refused(
+    monkeypatch: pytest.MonkeyPatch, model: Path, options: tuple[str, int]
+) -> None:
+    fake = device(monkeypatch, [RAPL])
+    done = timed(model, *options)
+    assert done.exit_code == 2
+    assert f"{options[0]} {options[1]} has no effect without --" in done.stderr
+    with pytest.raises(esm_host.UsageError, match="energy_time_s 40 has no effect without energy"):
+        esm_host.time(model, energy_time_s=40)
+    assert not fake.blocks
+
+
 def test_an_unresolved_energy_says_what_it_needs(
     monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
 ) -> None:
