@@ -371,8 +371,9 @@ class Run:
         """Return one row per finished round and depth bin, and one over all depths.
 
         Columns: ``round``, ``measured_models`` (of all depths), ``bin`` (``all`` over all
-        depths), ``depth_min``, ``depth_max``, ``samples``, ``accuracy_percent`` (estimated
-        from other bins without samples, else NaN). A metric that does not lead is evaluated in the last round only.
+        depths), ``depth_min``, ``depth_max``, ``samples``, ``accuracy_percent``
+        (without samples that estimated from other bins, or NaN). A metric that does not lead is
+        evaluated in the last round only.
         """
         rows = []
         for number, entry in self._evaluated:

@@ -85,8 +85,8 @@ class ComparisonOptions:
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="METRIC",
-            help="Another metric whose change is shown, such as peak_rss_bytes; may be repeated.",
+            metavar="METRIC[,METRIC...]",
+            help="Other metrics whose changes are shown, such as peak_rss_bytes; may be repeated.",
         ),
     ] = None
 
@@ -144,7 +144,8 @@ def compare(
     sides = [[check_timing(_read(path), str(path)) for path in side] for side in paths]
     names = [name for text in comparing.allow or () for name in text.split(",") if name]
     metrics = metrics_by_key(timing for side in sides for timing in side)
-    shown = [check_metric("metric", key, metrics) for key in comparing.metric or ()]
+    keys = [key for text in comparing.metric or () for key in text.split(",") if key]
+    shown = [check_metric("metric", key, metrics) for key in keys]
     comparison = compared(
         sides[0],
         sides[1],

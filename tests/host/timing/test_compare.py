@@ -570,6 +570,12 @@ def test_other_metrics_are_compared_and_limited(
     assert over == [False, False, True, True]
 
 
+def test_metrics_to_show_may_be_separated_by_commas(compare: Invoke, timing: Json) -> None:
+    apart = compare(timing, timing, "--metric", "p95_ms", "--metric", "peak_rss_bytes")
+    assert compare(timing, timing, "--metric", "p95_ms,peak_rss_bytes").stdout == apart.stdout
+    assert "p95_ms" in apart.stdout
+
+
 def test_a_metric_that_there_is_not_is_refused(compare: Invoke, timing: Json) -> None:
     assert_refused(
         compare(timing, timing, "--limit", "energy_mj=1"),
