@@ -108,7 +108,7 @@ def time(
     seed: int = 0,
     profile_runs: int = 0,
     energy: bool = False,
-    energy_time_s: float = ENERGY_TIME_S,
+    energy_time_s: float | None = None,
     wait: bool = True,
     on_progress: OnProgress | None = None,
 ) -> TimingFile:
@@ -164,7 +164,8 @@ def time(
         seed: Random seed of the inputs and the visiting order.
         profile_runs: Number of profiled runs, separate from the timed ones; 0 for none.
         energy: Whether to measure the energy of each model, where the device has a sensor.
-        energy_time_s: Time per model for its energy, s. The device is idle for half of it.
+        energy_time_s: Time per model for its energy, s; None for 40. The device is idle for half
+            of it.
         wait: Whether to wait for a device that is in use; if False it raises BusyError.
         on_progress: Callback with the device and its progress, from the devices' threads.
 
@@ -189,10 +190,16 @@ def time(
         raise UsageError(
             f"{argument('profile_runs')} {profile_runs} is outside 0 to {_MOST_PROFILE_RUNS}"
         )
-    if not 1 <= energy_time_s <= MOST_ENERGY_S:
+    if energy_time_s is not None and not 1 <= energy_time_s <= MOST_ENERGY_S:
         raise UsageError(
             f"{argument('energy_time_s')} {energy_time_s:g} is outside 1 to {MOST_ENERGY_S:g}"
         )
+    if energy_time_s is not None and not energy:
+        raise UsageError(
+            f"{argument('energy_time_s')} {energy_time_s:g} has no effect without "
+            f"{argument('energy')}: add it, or leave {argument('energy_time_s')} out"
+        )
+    energy_s = (energy_time_s or ENERGY_TIME_S) if energy else 0.0
     names = [device] if isinstance(device, str) else list(device)
     counts = _several(threads)
     if not names or not counts:
@@ -246,7 +253,7 @@ def time(
             names,
             request,
             spec,
-            TimingSettings(profile_runs, wait, raw, spread_s, energy_time_s if energy else 0.0),
+            TimingSettings(profile_runs, wait, raw, spread_s, energy_s),
             TimingWatcher() if on_progress is None else TimingWatcher(on_progress),
         )
     file = TimingFile.of(timing.to_json())

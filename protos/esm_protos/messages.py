@@ -856,7 +856,7 @@ class BlockResult:
     Attributes:
         block_id: Name of the block.
         measurements: Measurement of each model, in the block's order.
-        busy_ns: Time from the first load to the last run.
+        busy_ns: Time from the first load to the last run, those of profiles and energy included.
         running_ns: Time inside inferences, counted or not.
         states: States of the device before, during (about one per second) and after the block.
         references: Measurements of the agent's reference models; empty if not requested.

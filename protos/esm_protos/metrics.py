@@ -367,13 +367,15 @@ ENERGY = (
         "mJ",
         "energy of an inference, with that of the idle device",
         better=Better.LOWER,
+        title="gross energy",
         shown=Shown.WIDE,
     ),
     Metric(
         "energy_ci95_percent",
         "%",
-        "half-width of the 95 % interval of energy_mj, percent",
+        "half-width of the 95 % interval of `energy_mj`",
         format=Format.PERCENT,
+        title="± of the energy",
         shown=Shown.FILES,
     ),
     Metric(
@@ -422,10 +424,10 @@ def known_and_told(told: Iterable[Metric], keys: Iterable[str] = ()) -> tuple[Me
     return tuple(found.values())
 
 
-def markdown_table() -> str:
-    """Return the table of all metrics for the documentation."""
+def markdown_table(metrics: Sequence[Metric] = NUMBERS) -> str:
+    """Return a table of metrics for the documentation."""
     lines = ["| key | in tables | unit | better | what |", "| --- | --- | --- | --- | --- |"]
-    for metric in NUMBERS:
+    for metric in metrics:
         option = " (`--wide`)" if metric.shown is Shown.WIDE else ""
         heading = "" if metric.shown is Shown.FILES else f"`{metric.heading}`{option}"
         cells = (f"`{metric.field}`", heading, metric.unit, metric.better.value, metric.about)
@@ -434,4 +436,4 @@ def markdown_table() -> str:
 
 
 if __name__ == "__main__":
-    print(markdown_table(), end="")
+    print(markdown_table(), markdown_table(ENERGY), sep="\n", end="")

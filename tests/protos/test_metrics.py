@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from esm_protos import convert
 from esm_protos.messages import DeviceInfo, DeviceState, Limits, Measurement
 from esm_protos.metrics import (
+    ENERGY,
     KNOWN,
     LATENCY,
     METRICS,
@@ -51,7 +52,9 @@ def test_every_number_is_in_the_table_once() -> None:
 
 def test_the_documented_table_is_fresh() -> None:
     """``python -m esm_protos.metrics`` prints it."""
-    assert f"\n\n{markdown_table()}\n" in (DOCS / "timing-json.md").read_text()
+    page = (DOCS / "timing-json.md").read_text()
+    assert f"\n\n{markdown_table()}\n" in page
+    assert f"\n\n{markdown_table(ENERGY)}\n" in page
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from esm_agent.device import sysfs
-from esm_agent.energy.source import BATTERY, EnergySource, PowerMeter, SensorError
+from esm_agent.energy.source import EnergySource, PowerMeter, SensorError
+from esm_protos.energy import BATTERY
 from esm_protos.messages import NOT_FOUND
 
 FOLDER = "sys/class/power_supply"

@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 
 from esm_agent.device import sysfs
-from esm_agent.energy.source import BOARD, PowerMeter, SensorError
+from esm_agent.energy.source import PowerMeter, SensorError
+from esm_protos.energy import BOARD
 from esm_protos.messages import NOT_FOUND
 
 FOLDER = "sys/class/hwmon"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from esm_agent.energy.source import GPU, EnergySource, SensorError
+from esm_agent.energy.source import EnergySource, SensorError
+from esm_protos.energy import GPU
 from esm_protos.messages import NOT_FOUND
 
 _STEP_J = 1e-3

@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 from esm_agent.device.telemetry import Run, run_command
-from esm_agent.energy.source import BOARD, PowerMeter, SensorError
+from esm_agent.energy.source import PowerMeter, SensorError
+from esm_protos.energy import BOARD
 from esm_protos.messages import NOT_FOUND
 
 _COMMAND = ("vcgencmd", "pmic_read_adc")

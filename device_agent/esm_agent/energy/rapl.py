@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from esm_agent.device import sysfs
-from esm_agent.energy.source import PACKAGE, EnergySource, SensorError
+from esm_agent.energy.source import EnergySource, SensorError
+from esm_protos.energy import PACKAGE
 from esm_protos.messages import NOT_FOUND
 
 FOLDER = "sys/class/powercap"

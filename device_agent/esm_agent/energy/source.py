@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from numbers import Real
+from typing import Any, ClassVar
 
 from esm_protos.messages import EnergySensor
 
-PACKAGE, BOARD, GPU, BATTERY = "package", "board", "gpu", "battery"
-"""Coverages of the built-in sources; a user's class may have any other text."""
+LONGEST_TICK_S = 3600.0
+"""Largest valid ``tick_s``."""
 
 
 class SensorError(Exception):
@@ -94,10 +96,10 @@ class PowerMeter(EnergySource):
         """
 
     def start(self) -> None:
-        self._held = (0.0, self.clock(), self.watts())
+        self._held = (0.0, self.clock(), _number(self.watts))
 
     def sample(self) -> None:
-        watts, now = self.watts(), self.clock()
+        watts, now = _number(self.watts), self.clock()
         joules, at, before = self._held
         self._held = (joules + before * (now - at), now, watts)
 
@@ -139,3 +141,53 @@ def sampling(source: EnergySource) -> Iterator[Callable[[], None]]:
     finally:
         ended.set()
         thread.join()
+
+
+def check_attributes(source: EnergySource) -> None:
+    """Check the attributes that a user's class may set.
+
+    Raises:
+        ValueError: an attribute has an invalid value.
+    """
+    for name in ("name", "covers"):
+        text = getattr(source, name)
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name} is {text!r}: give a text")
+    tick_s, step_j = source.tick_s, source.resolution_j
+    if not _is_number(tick_s) or not 0 <= tick_s <= LONGEST_TICK_S:
+        raise ValueError(f"tick_s is {tick_s!r}: give 0 to {LONGEST_TICK_S:g} seconds")
+    if source.sampled and not tick_s:
+        raise ValueError(f"tick_s is {tick_s!r}: give a meter of watts more than 0 seconds")
+    if not _is_number(step_j) or not 0 <= step_j < math.inf:
+        raise ValueError(f"resolution_j is {step_j!r}: give joules, or 0 if unknown")
+
+
+def read_joules(source: EnergySource) -> float:
+    """Return the joules of a source as a finite number.
+
+    Raises:
+        TypeError: they are no number.
+        ValueError: they are not finite.
+        Exception: the sensor cannot be read.
+    """
+    return _number(source.joules)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _number(method: Callable[[], Any]) -> float:
+    """Return the result of a method that a user's class may have, as a finite number."""
+    value = method()
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    # The traceback has no line of the method, which has returned.
+    code = getattr(method, "__code__", None)
+    where = f" (line {code.co_firstlineno} of {code.co_filename})" if code else ""
+    kind = ValueError if isinstance(value, Real) else TypeError
+    raise kind(f"{method.__name__}() returned {value!r}: return a finite number{where}")

@@ -5,20 +5,18 @@ Everything comes as a callable, so that a simulated device with a clock of its o
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from esm_agent.energy.estimate import IDLE, Window
 from esm_agent.energy.source import SensorError
+from esm_protos.energy import FEWEST_WINDOWS, TICKS, lead_s, least_energy_s
 
-TICKS = 20
-"""Fewest ticks of a window: each end may be off by one."""
-_LEAD_TICKS, _LEAST_LEAD_S = 3, 0.1
-"""Time before a window's first reading: the sensor's delay, and threads that go on spinning."""
-_FEWEST, _MOST = 8, 20
-"""Limits of the number of windows per model."""
+_MOST = 20
+"""Largest number of windows per model."""
+_MARGIN = 1.01
+"""Excess of the advised time over the least one."""
 _WINDOW_S = 0.5
 """Length of a window up to which more windows are better than longer ones, seconds."""
 _SLICE_S = 0.1
@@ -49,16 +47,15 @@ class Plan:
     @property
     def needs_s(self) -> float:
         """Least time per model for windows of enough ticks, seconds."""
-        return 2 * _FEWEST * (TICKS + 0.5) * self.tick_s * 1.01 + 2 * _FEWEST * self.lead_s
+        return _MARGIN * least_energy_s(self.tick_s)
 
 
 def plan(energy_s: float, tick_s: float) -> Plan:
     """Return the windows for a time per model, half of which is rest, seconds."""
-    lead_s = max(_LEAD_TICKS * tick_s, _LEAST_LEAD_S)
-    before_s = lead_s + tick_s / 2
+    before_s = lead_s(tick_s) + tick_s / 2
     wanted_s = max(1.05 * TICKS * tick_s, _WINDOW_S) + before_s
-    rounds = min(max(int(energy_s / (2 * wanted_s)), _FEWEST), _MOST)
-    return Plan(rounds, max(energy_s / (2 * rounds) - before_s, 0.0), lead_s, tick_s)
+    rounds = min(max(int(energy_s / (2 * wanted_s)), FEWEST_WINDOWS), _MOST)
+    return Plan(rounds, max(energy_s / (2 * rounds) - before_s, 0.0), lead_s(tick_s), tick_s)
 
 
 def take_windows(
@@ -107,7 +104,7 @@ def take_windows(
             if clock() - start_s >= chosen.window_s:
                 break
         after, end_s = joules(), clock()
-        if not math.isfinite(after - before) or after < before:
+        if after < before:
             raise SensorError(f"the counter went from {before:g} to {after:g} J")
         return Window(model, start_s, end_s - start_s, after - before, count)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from esm_agent.energy.estimate import EnergyEstimate, estimate
-from esm_agent.energy.find import Sources, measure_tick
-from esm_agent.energy.source import EnergySource, sampling
+from esm_agent.energy.find import Sources, measure_tick, no_new_value
+from esm_agent.energy.source import EnergySource, SensorError, read_joules, sampling
 from esm_agent.energy.windows import Plan, plan, take_windows
 from esm_agent.measure.sessions import Job, Sessions
+from esm_protos.energy import without_sensor
 from esm_protos.messages import Energy, Failure
 from esm_protos.metrics import ENERGY
+from esm_protos.plugins import described, own_file
 from esm_protos.text import counted
 
 _PRECISION = 0.05
@@ -60,8 +63,8 @@ def measure_energy(
     """
     source = sources.choose(on_gpu)
     if source is None:
-        why = "; ".join(sensor.line for sensor in sources.sensors)
-        return dict.fromkeys(models, ModelEnergy(Energy("", "", problem=f"no sensor: {why}")))
+        problem = f"no sensor: {without_sensor(sources.sensors)}"
+        return dict.fromkeys(models, ModelEnergy(Energy("", "", problem=problem)))
     if problem := _without_tick(source, tick):
         return dict.fromkeys(models, _failed(source, problem))
     chosen = plan(job.energy_s, source.tick_s)
@@ -95,10 +98,13 @@ def measure_energy(
 
             seed = job.spec.seed
             windows = take_windows(
-                runs, source.joules, chosen, seed, clock, time.sleep, between, tick
+                runs, partial(read_joules, source), chosen, seed, clock, time.sleep, between, tick
             )
     except Exception as error:  # anything that a sensor or a model may do
-        return found | dict.fromkeys(runs, _failed(source, _described(error)))
+        return found | dict.fromkeys(runs, _failed(source, _described(error, source)))
+    if windows and not any(window.joules for window in windows):
+        seconds = windows[-1].start_s + windows[-1].seconds - windows[0].start_s
+        return found | dict.fromkeys(runs, _failed(source, no_new_value(seconds)))
     for index in runs:
         one = estimate(windows, index)
         if one is None:
@@ -118,14 +124,15 @@ def _without_tick(source: EnergySource, tick: Callable[[], None]) -> str:
 
     try:
         if not source.tick_s:
-            source.tick_s = measure_tick(source.joules, sleep=sleep)
+            joules = partial(read_joules, source)
+            source.tick_s = measure_tick(joules, sleep=sleep)
     except Exception as error:  # anything that a sensor may do
-        return _described(error)
+        return _described(error, source)
     return ""
 
 
-def _described(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _described(error: Exception, source: EnergySource) -> str:
+    return str(error) if isinstance(error, SensorError) else described(error, own_file(source))
 
 
 def _failed(source: EnergySource, problem: str) -> ModelEnergy:

@@ -303,7 +303,8 @@ def main(
         # A hung native call must not outlive a killed agent.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        sources, own_meters = load_sources(metrics), load_meters(meters)
+        sources = load_sources(metrics)
+        own_meters, broken_meters = load_meters(meters)
     except PluginError as error:
         connection.send(Refusal(str(error)))
         return
@@ -318,7 +319,9 @@ def main(
         make_backend, make_others, find, skipped or {}, board
     )
     telemetry = make_telemetry()
-    energy = find_sources(telemetry, own_meters, calibration=calibration)
+    energy = find_sources(
+        telemetry, own_meters, calibration=calibration, broken_meters=broken_meters
+    )
     sessions = Sessions(backends, time.perf_counter_ns, PeakMemory(), board.tick, board.loading)
     runtime = f"onnxruntime {onnxruntime.__version__}"
     gpu = any(backend.gpu for backend in backends.values())

@@ -323,6 +323,7 @@ class Worker:
             )
             attempt = self._attempt(job, ends, on_progress, cancelled, finish_requested)
             if isinstance(attempt, JobResult):
+                timed_ns = time.monotonic_ns()
                 results = {**left_out, **attempt.measurements}
                 profiles = self._profiles(
                     job, attempt, ends, on_progress, cancelled, finish_requested
@@ -342,7 +343,7 @@ class Worker:
                 return BlockResult(
                     block.block_id,
                     ordered,
-                    attempt.busy_ns,
+                    attempt.busy_ns + time.monotonic_ns() - timed_ns,
                     attempt.running_ns,
                     attempt.states,
                     attempt.references,

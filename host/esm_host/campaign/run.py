@@ -39,6 +39,7 @@ from esm_host.typed import typed
 from esm_models.architecture import Architecture
 from esm_models.space import SearchSpace
 from esm_protos.metrics import METRICS
+from esm_protos.nearest import unknown
 
 if TYPE_CHECKING:
     from esm_host.encoding.base import Encoder
@@ -127,6 +128,10 @@ class Run:
         return tuple(each for each in metrics if "problem" not in about.get(each.name, {}))
 
     def _unlearnt(self, metric: str) -> UsageError:
+        if metric not in CAMPAIGN_METRICS:
+            return UsageError(
+                f"{argument('metric')}: {unknown('metric', metric, CAMPAIGN_METRICS)}"
+            )
         learnt = [each.name for each in self.settings.metrics]
         return UsageError(
             f"{self.path} has no predictor of {metric}: it has {', '.join(learnt)}; profile with "
@@ -371,8 +376,9 @@ class Run:
         """Return one row per finished round and depth bin, and one over all depths.
 
         Columns: ``round``, ``measured_models`` (of all depths), ``bin`` (``all`` over all
-        depths), ``depth_min``, ``depth_max``, ``samples``, ``accuracy_percent`` (NaN without
-        samples). A metric that does not lead is evaluated in the last round only.
+        depths), ``depth_min``, ``depth_max``, ``samples``, ``accuracy_percent``
+        (without samples that estimated from other bins, or NaN). A metric that does not lead is
+        evaluated in the last round only.
         """
         rows = []
         for number, entry in self._evaluated:

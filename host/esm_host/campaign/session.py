@@ -21,7 +21,7 @@ from esm_host.dataset.store import REFERENCE_ROUND, Store
 from esm_host.errors import BusyError, DeviceError, EsmError, MismatchError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.sampling.random import RandomSampler
-from esm_host.timing.energy import has_energy_sensor, missing_energy
+from esm_host.timing.energy import has_energy_sensor, missing_energy, too_slow
 from esm_host.timing.inputs import check_free_dims
 from esm_host.transport import devices
 from esm_host.transport.base import Profiler
@@ -102,6 +102,10 @@ def connect_devices(
             if settings.energy_s and not has_energy_sensor(device):
                 asked = f"{argument('metric')} {settings.metric}"
                 raise UsageError(f"{asked}: {missing_energy(device)}")
+            if reason := settings.energy_s and too_slow(
+                device, settings.spec.provider, settings.energy_s
+            ):
+                raise UsageError(reason)
             models = settings.block_size + settings.references
             check_energy(device.limits, settings.spec, settings.energy_s, models)
             profiler.reserve(f"profile {space.name}", wait)

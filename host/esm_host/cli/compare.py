@@ -85,8 +85,8 @@ class ComparisonOptions:
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="METRIC",
-            help="Another metric whose change is shown, such as peak_rss_bytes; may be repeated.",
+            metavar="METRIC[,METRIC...]",
+            help="Other metrics whose changes are shown, such as peak_rss_bytes; may be repeated.",
         ),
     ] = None
 
@@ -133,7 +133,7 @@ def compare(
     """
     from esm_host.timing.compare import check_timing, doubts_of
     from esm_host.timing.compare import compare as compared
-    from esm_host.timing.metric_changes import check_metric, metrics_by_key
+    from esm_host.timing.metric_changes import check_metric, energy_warnings, metrics_by_key
 
     confidence = comparing.confidence
     if not 50 <= confidence < 100:
@@ -144,7 +144,8 @@ def compare(
     sides = [[check_timing(_read(path), str(path)) for path in side] for side in paths]
     names = [name for text in comparing.allow or () for name in text.split(",") if name]
     metrics = metrics_by_key(timing for side in sides for timing in side)
-    shown = [check_metric("metric", key, metrics) for key in comparing.metric or ()]
+    keys = [key for text in comparing.metric or () for key in text.split(",") if key]
+    shown = [check_metric("metric", key, metrics) for key in keys]
     comparison = compared(
         sides[0],
         sides[1],
@@ -156,13 +157,13 @@ def compare(
         dict(_limit(text, metrics) for text in comparing.limit or ()),
     )
     alone = comparison.degrees_of_freedom == 0
-    doubts = (
-        text
+    read = {
+        str(path): timing
         for side, timings in zip(paths, sides, strict=True)
         for path, timing in zip(side, timings, strict=True)
-        for text in doubts_of(str(path), timing, alone)
-    )
-    comparison = replace(comparison, warnings=tuple(doubts))
+    }
+    doubts = [text for name, timing in read.items() for text in doubts_of(name, timing, alone)]
+    comparison = replace(comparison, warnings=(*doubts, *energy_warnings(read)))
     outputs = []
     if output is not None:
         text = json.dumps(comparison.to_json(), allow_nan=False, indent=2)

@@ -205,11 +205,14 @@ def print_bins(result: Mapping[str, Any], target_percent: float | None) -> None:
             remark = "below target"
         elif target_percent is not None and surely is not None and surely < target_percent:
             remark = "uncertain"
+        told = percent(accuracy)
+        if accuracy is not None and not entry["samples"]:
+            told += ", from other bins"
         rows.append(
             (
                 depth_range(entry["depth_min"], entry["depth_max"]),
                 str(entry["samples"]),
-                f"{percent(accuracy)}{_at_least(surely)}",
+                f"{told}{_at_least(surely)}",
                 Verdict(remark),
             )
         )

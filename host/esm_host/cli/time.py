@@ -308,6 +308,13 @@ def time(
         load_timeout_s=measuring.load_timeout,
         seed=measuring.seed,
     )
+    for needed, option in (("profile", "profile_runs"), ("energy", "energy_time")):
+        if was_given(context, option) and not getattr(shown, needed):
+            name = flag(option)
+            raise UsageError(
+                f"{name} {getattr(shown, option):g} has no effect without {flag(needed)}: add it, "
+                f"or leave {name} out"
+            )
     spread_s = 0.0 if measuring.spread is None else parse_duration(measuring.spread)
     given = [*(models or ()), *map(example_file, example or ())]
     if not given:

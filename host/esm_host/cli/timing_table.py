@@ -15,7 +15,7 @@ from esm_host.arguments import on_command_line
 from esm_host.cli.table import Verdict, print_table
 from esm_host.evaluation.difference import Ratio
 from esm_host.timing import Result, Timing
-from esm_host.timing.metrics import metrics_of, value_of
+from esm_host.timing.metrics import energy_columns, metrics_of, value_of
 from esm_host.timing.result import DeviceTiming
 from esm_protos.metrics import LATENCY, Metric, Shown, known_and_told
 from esm_protos.terminal import width_of
@@ -106,6 +106,7 @@ def as_csv(timing: Timing) -> str:
     rows = [
         {
             **_flat(row, metrics),
+            **energy_columns(row, data["context"]["devices"][row["device"]]),
             "interrupted": cut_short[row["device"]],
             "provider_options": _options(row["provider_options"]),
             "session_options": session,

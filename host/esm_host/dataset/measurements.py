@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esm_host.dataset.campaign_metric import LATENCY, CampaignMetric
+from esm_host.dataset.energy_cure import problem_text
 from esm_host.dataset.metric_values import dataset_of, value_of
 from esm_host.dataset.store import GROUP_FACT, REFERENCE_ROUND, Store, StoredBlock
 from esm_host.dataset.table import (
@@ -168,7 +169,7 @@ class Measurements:
             for key, measured in self._best().items():
                 if value_of(metric, measured) is None:
                     energy = measured.energy
-                    found[key] = energy.problem if energy else "the device did not report it"
+                    found[key] = problem_text(energy) if energy else "the device did not report it"
         return found
 
     def metrics(self) -> dict[str, dict[str, float]]:

@@ -305,11 +305,19 @@ def _outcome(run: Run, metric: CampaignMetric) -> str:
 def _bins(run: Run, metric: CampaignMetric) -> Iterator[Table]:
     """Return the accuracy of a metric by depth, which has no chart by round."""
     rows = [
-        [Cell(row.bin), _count(row.samples), fixed(row.accuracy_percent)]
+        [Cell(row.bin), _count(row.samples), _accuracy_cell(row)]
         for row in run.of(metric.name).accuracy().itertuples(index=False)
     ]
     caption = f"Accuracy of the predicted {metric.title} by depth"
     yield Table(f"bins-{metric.name}", caption, ["blocks", "#models", "#accuracy (%)"], rows)
+
+
+def _accuracy_cell(row: Any) -> Cell:
+    """Return the accuracy of a bin; without models it is estimated from the other bins."""
+    told = fixed(row.accuracy_percent)
+    if row.samples or told.value is None:
+        return told
+    return replace(told, text=f"{told.text}, from other bins")
 
 
 def _residuals(predicted: pd.DataFrame, space: SearchSpace) -> Iterator[Figure]:

@@ -132,9 +132,24 @@ def _key_numbers(record: SearchRecord, front: pd.DataFrame) -> Iterator[Fact]:
         gained = 100 - steps["hypervolume_percent"].iloc[0]
         if math.isfinite(gained):
             yield Fact("Hypervolume gained", f"{gained:.0f} %", "of the front's final hypervolume")
-    yield Fact(
-        "Confidence", f"{100 * settings.probability:g} %", "that a latency is within its limit"
-    )
+    yield Fact("Confidence", f"{100 * settings.probability:g} %", _confident_of(record))
+
+
+def _confident_of(record: SearchRecord) -> str:
+    """Return what holds with the confidence of the search."""
+    bounded = (bounded_by(limit.name) for limit in _promised(record))
+    limited = dict.fromkeys(plots.title(name.rpartition(".")[2], unit=False) for name in bounded)
+    match list(limited):
+        case []:
+            return "of the upper bounds"
+        case [one]:
+            return f"that the {one} is within its limit"
+    return f"that {' and '.join(limited)} are within their limits"
+
+
+def _promised(record: SearchRecord) -> list[Limit]:
+    """Return the limits that hold with the confidence of the search: those of upper bounds."""
+    return [limit for limit in record.limits if bounded_by(limit.name) != limit.name]
 
 
 def _rounds(record: SearchRecord) -> str:
@@ -255,12 +270,12 @@ def _verified_front(
         f"{plural(len(predicted), 'architecture')}. Thin lines lead from predicted to measured "
         f"latencies. The verified front{' (solid line)' if stairs else ''} has "
         f"{len(record.front())}. Of what the search measured, {dominated} are dominated or outside "
-        f"a limit.{_limits_note(record)}"
+        "a limit."
     )
     return Figure(
         f"front-{index}",
         f"Predicted and verified front, {_against(axes)}",
-        summary if index == 0 else "",
+        _summary(record, summary, axes, index),
         plots.verified_front(points, predicted, axes, record.limits, stairs),
         _columns(axes, Column("predicted_x", "predicted before", _digits(axes[0]))),
         half=index > 0,
@@ -286,12 +301,12 @@ def _predicted_front(
     summary = (
         "Diamonds are predictions. Lines lead to their upper bounds at "
         f"{100 * record.settings.probability:g} % probability. Squares are the campaign's "
-        f"measurements.{_limits_note(record)}"
+        "measurements."
     )
     return Figure(
         f"front-{index}",
         f"Predicted front, {_against(axes)}",
-        summary if index == 0 else "",
+        _summary(record, summary, axes, index),
         plots.predicted_front(predicted, points.assign(what=plots.OWN), axes, record.limits),
         _columns(axes, Column("x_at_most", "at most", _digits(axes[0]))),
         half=index > 0,
@@ -322,11 +337,16 @@ def _pairs(record: SearchRecord) -> list[tuple[str, str]]:
     return [*pairs, *((x, y) for y in others if y not in measured for x in measured)]
 
 
-def _limits_note(record: SearchRecord) -> str:
-    if all(bounded_by(limit.name) == limit.name for limit in record.limits):
-        return ""
-    share = 100 * record.settings.probability
-    return f" The dashed line is the limit, kept with {share:g} % probability."
+def _summary(record: SearchRecord, text: str, axes: tuple[str, str], index: int) -> str:
+    """Return the text on a figure: that of the first one, and its limits where some are drawn."""
+    drawn = [limit for limit in record.limits if bounded_by(limit.name) in axes]
+    parts = [text] if index == 0 else []
+    if drawn:
+        share = 100 * record.settings.probability
+        promised = any(bounded_by(limit.name) != limit.name for limit in drawn)
+        kept = f", kept with {share:g} % probability" if promised else ""
+        parts.append(f"The dashed line is the limit{kept}.")
+    return " ".join(parts)
 
 
 def _front_table(record: SearchRecord, front: pd.DataFrame) -> Table:
@@ -353,8 +373,10 @@ def _front_table(record: SearchRecord, front: pd.DataFrame) -> Table:
         else:
             columns[f"#predicted{on} (ms)"] = [number(v) for v in shown[latency]]
             columns[f"#at most{on} (ms)"] = [number(v) for v in shown[at_most]]
+    bounds = {limit.name for limit in _promised(record)}
     for name in _others(record, shown):
-        columns[f"#{_heading(name)}"] = [_counted(name, value) for value in shown[name]]
+        for each in (name, *({bounds_of(name)} & bounds)):
+            columns[f"#{_heading(each)}"] = [_counted(each, value) for value in shown[each]]
     if record.verifies:
         columns["#round"] = [fixed(v, 0) for v in keys.map(chosen["round"])]
         known = [measured[quantity(VERDICT, device)] for device in record.devices]
@@ -380,8 +402,8 @@ def _caption(record: SearchRecord, front: pd.DataFrame) -> str:
             f"{architectures}"
         )
     return (
-        f"{first}Predictions and upper bounds are those of the round before the measurement. Rows "
-        f"without them were measured by the campaign. {architectures}"
+        f"{first}Predictions and upper bounds of latencies are those of the round before the "
+        f"measurement. Rows without them were measured by the campaign. {architectures}"
     )
 
 
@@ -570,7 +592,7 @@ def _settings(record: SearchRecord) -> list[Any]:
         "limits": _limits(record) or "none",
         "method": settings["method"] or "chosen by the size of the space",
     }
-    del settings["max_latency_ms"]
+    del settings["max_latency_ms"], settings["runs"]
     parts: list[Any] = [setting_facts(settings), Text("Campaigns:")]
     parts.append(
         Facts(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from esm_host.arguments import flag
 from esm_host.report import timing_plots as plots
 from esm_host.report.campaign import device_facts
 from esm_host.report.page import (
@@ -175,7 +177,8 @@ def _results(timing: TimingFile, results: pd.DataFrame, done: pd.DataFrame) -> l
         ]
         chart = plots.latencies(results)
         parts.append(Figure("latencies", "Latency of every result", summary, chart, columns))
-    parts += [*_results_tables(results, timing.metrics), _fed_table(results)]
+    parts += [*_results_tables(results, timing.metrics), *_energy_table(timing, results)]
+    parts.append(_fed_table(results))
     trouble = [
         [Cell(name), Cell(entry["error"])]
         for name, entry in timing.devices.items()
@@ -212,7 +215,7 @@ def _results_tables(results: pd.DataFrame, metrics: Sequence[Metric]) -> Iterato
     others: dict[str, list[Cell]] = {}
     for metric in metrics:
         columns = first if metric.shown is Shown.TABLE or metric.key in _FIRST else others
-        unit = f" ({metric.unit})" if metric.unit and metric.format not in _OWN_UNIT else ""
+        unit = "" if _names_unit(metric) else f" ({metric.unit})"
         columns[f"#{metric.title}{unit}"] = [_cell(metric, v) for v in results[metric.field]]
     first["verdict"] = [Cell(row.verdict or row.status) for row in results.itertuples(index=False)]
     if results["device"].nunique() == 1:
@@ -230,8 +233,11 @@ def _results_tables(results: pd.DataFrame, metrics: Sequence[Metric]) -> Iterato
 
 
 _FIRST = ("ci95_percent", "median_ms")
-_OWN_UNIT = (Format.BYTES, Format.RATE)
-"""Formats whose values or titles contain the unit."""
+
+
+def _names_unit(metric: Metric) -> bool:
+    """Return whether the values of a metric or its title contain the unit, or it has none."""
+    return not metric.unit or metric.format is Format.BYTES or metric.unit.startswith("1/")
 
 
 def _cell(metric: Metric, value: float) -> Cell:
@@ -243,6 +249,30 @@ def _cell(metric: Metric, value: float) -> Cell:
         case Format.COUNT:
             return fixed(value, 0)
     return number(value)
+
+
+def _energy_table(timing: TimingFile, results: pd.DataFrame) -> Iterator[Table]:
+    """Yield a table of the sensors and the verdicts of energies, if any was asked for."""
+
+    def why(row: Any) -> str:
+        needs_s = (timing.data["results"][row.result].get("energy") or {}).get("needs_s")
+        cure = f": give {flag('energy_time_s')} {math.ceil(needs_s)}" if needs_s else ""
+        return f"{row.energy_problem}{cure}"
+
+    rows = [
+        [
+            Cell(row.label),
+            Cell(row.energy_source or DASH),
+            Cell(row.energy_covers or DASH),
+            Cell("unresolved" if row.energy_problem else "stable"),
+            Cell(why(row)),
+        ]
+        for row in results.itertuples(index=False)
+        if row.energy_problem is not None
+    ]
+    if rows:
+        columns = ["result", "sensor", "covers", "verdict", "why"]
+        yield Table("energy", "Energy of each result", columns, rows, wide=["why"])
 
 
 def _fed_table(results: pd.DataFrame) -> Table:

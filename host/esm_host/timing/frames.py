@@ -15,13 +15,14 @@ import pandas as pd
 from esm_host.errors import NotATimingError, UsageError
 from esm_host.evaluation.device_states import STATE_COLUMNS, state_row
 from esm_host.timing.fed import fed_text
-from esm_host.timing.metrics import metrics_of, value_of
+from esm_host.timing.metrics import energy_columns, metrics_of, value_of
 from esm_host.typed import typed
 from esm_protos.messages import DeviceState
 from esm_protos.metrics import Metric
 from esm_protos.paces import WEIGHTLESS
 from esm_protos.text import counted
 
+_TEXTS = ("failure", "verdict", "energy_source", "energy_covers", "energy_problem")
 READ = (2, 3)
 """Readable schema versions: 2 has latencies as measured, 3 at the device's usual pace."""
 
@@ -88,7 +89,9 @@ class TimingFile:
         chose their number), ``shapes`` and ``dims`` (as text), ``assumed`` (number of dimensions
         taken as 1), ``fed`` (shapes and types of all inputs, as text), ``status``, ``failure``, a
         column per metric (docs/timing.md; NaN if missing), ``low_ms`` and ``high_ms`` (95 %
-        interval), ``provider``, ``verdict``, ``warnings`` (a tuple).
+        interval), ``provider``, ``verdict``, ``warnings`` (a tuple), ``energy_source``,
+        ``energy_covers`` and ``energy_problem`` (None without ``energy``; the problem is empty if
+        the energy is stable).
         """
         rows = []
         for number, result in enumerate(self._results):
@@ -119,6 +122,7 @@ class TimingFile:
                     "provider": result["provider"],
                     "verdict": result["verdict"],
                     "warnings": tuple(result["warnings"]),
+                    **energy_columns(result, self.devices[result["device"]]),
                 }
             )
         frame = pd.DataFrame(rows)
@@ -127,10 +131,7 @@ class TimingFile:
         if not rows:
             return frame
         # pandas would turn None among texts into NaN.
-        texts = {
-            name: pd.Series([row[name] for row in rows], dtype=object)
-            for name in ("failure", "verdict")
-        }
+        texts = {name: pd.Series([row[name] for row in rows], dtype=object) for name in _TEXTS}
         return frame.astype(dict.fromkeys(numbers, float)).assign(**texts)
 
     def _repr_html_(self) -> str:

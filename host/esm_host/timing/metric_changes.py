@@ -189,6 +189,35 @@ def metric_changes(
     return tuple(c for c in changes if not c.base is c.new is c.limit is None)
 
 
+def energy_warnings(timings: Mapping[str, Json]) -> list[str]:
+    """Return the reasons to doubt the changes of energies, one line each.
+
+    Args:
+        timings: JSON of the timings, by the name of the file, the base first.
+    """
+    found: list[str] = []
+    first: tuple[str, str] | None = None
+    for name, data in timings.items():
+        energies = [energy for each in data["results"] if (energy := each.get("energy"))]
+        unresolved = sum(energy.get("verdict") == "unresolved" for energy in energies)
+        if unresolved:
+            found.append(
+                f"{name}: {unresolved} of {len(energies)} energies are unresolved: their changes "
+                "are unreliable"
+            )
+        sensors = sorted({f"{e['source']} ({e['covers']})" for e in energies if e.get("source")})
+        if not sensors:
+            continue
+        text = ", ".join(sensors)
+        first = first or (name, text)
+        if text != first[1]:
+            found.append(
+                f"{name}: energies by {text}, those of {first[0]} by {first[1]}: they are not "
+                "comparable"
+            )
+    return found
+
+
 def _mean(metric: Metric, results: Sequence[Json]) -> float | None:
     values = [v for result in results if (v := value_of(result, metric)) is not None]
     return math.fsum(values) / len(values) if values else None

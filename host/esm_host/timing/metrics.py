@@ -14,6 +14,7 @@ _TAKEN = (
     *("dims", "assumed", "fed", "inputs", "input_types", "status", "failure", "low_ms", "high_ms"),
     *("ci95_low_ms", "ci95_high_ms", "provider", "verdict", "warnings", "interrupted"),
     *("provider_options", "session_options", "compiled"),
+    *("energy_source", "energy_covers", "energy_problem"),
 )
 """Other columns of frames and CSV. A metric with such a key appears in JSON only."""
 
@@ -28,6 +29,23 @@ def metrics_of(data: Json) -> tuple[Metric, ...]:
     told = [Metric.from_json(each) for info in infos for each in info.get("metrics", ())]
     keys = dict.fromkeys(key for result in data["results"] for key in result.get("metrics", ()))
     return tuple(m for m in known_and_told(told, keys) if m.field not in _TAKEN)
+
+
+def energy_columns(result: Json, device: Json) -> dict[str, str | None]:
+    """Return the sensor of a result's energy, what it covers, and why the energy is unresolved.
+
+    All are None if no energy was asked for, or by an older version. The problem is empty if the
+    energy is stable.
+
+    Args:
+        result: JSON of the result.
+        device: JSON of its device, which may lack a sensor.
+    """
+    energy = result.get("energy")
+    if energy is None:
+        missing = device.get("energy_problem") or None
+        return {"energy_source": None, "energy_covers": None, "energy_problem": missing}
+    return {f"energy_{name}": energy[name] for name in ("source", "covers", "problem")}
 
 
 def value_of(result: Json, metric: Metric, schema_version: int = 0) -> float | None:

@@ -195,6 +195,7 @@ class FakeProfiler(Profiler):
         if block.spec.run_order is RunOrder.INTERLEAVED:
             measurements = _in_turn(measurements, block.spec.runs_per_visit)
         busy = sum(int(m.latency_ns.sum()) for m in measurements)
+        busy += round(block.energy_s * 1e9) * len(measurements)
         if not (block.spec.references and self._references):
             return BlockResult(block.block_id, measurements, busy, busy)
         usual = self._usual()

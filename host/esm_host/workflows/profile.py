@@ -27,6 +27,7 @@ from esm_host.campaign.watcher import CampaignWatcher, complete, hears
 from esm_host.dataset.campaign_metric import CampaignMetric
 from esm_host.dataset.cost import device_times
 from esm_host.dataset.measurements import Measurements
+from esm_host.dataset.settings import ENERGY_TIME_S
 from esm_host.dataset.store import GROUP_FACT, Store
 from esm_host.dataset.table import Dataset
 from esm_host.encoding.base import Encoder
@@ -105,6 +106,12 @@ def run_campaign(
         raise UsageError(f"{argument('patience_s')} {patience_s:g}: give seconds, 0 or more")
     watcher = complete(watcher)
     space = settings.search_space()
+    if not resume and not settings.energy_s and settings.energy_time_s != ENERGY_TIME_S:
+        raise UsageError(
+            f"{argument('energy_time_s')} {settings.energy_time_s:g} has no effect with "
+            f"{argument('metric')} {settings.metric}: add energy to it, or leave "
+            f"{argument('energy_time_s')} out"
+        )
     known = warm_start(settings, space, folder.path) if settings.warm_start and not resume else None
     encoder = known.encoder(settings) if known else folder.encoder(settings, space)
     folder.predictors(settings, encoder)(0)  # reports a missing library now

@@ -247,7 +247,10 @@ def test_a_tick_is_measured() -> None:
     for tick_s in (0.02, 1.0):
         measured = measure_tick(lambda tick_s=tick_s: clock.now // tick_s, clock, sleep)  # type: ignore[misc]
         assert measured == pytest.approx(tick_s, abs=0.002)
-    assert measure_tick(lambda: 1.0, clock, sleep) == 4.0, "it does not change"
+    began = clock.now
+    assert measure_tick(lambda: float(clock.now > began + 3), clock, sleep) == 4.0, "rarely"
+    with pytest.raises(SensorError, match="gave no new value in 4 s: check the sensor"):
+        measure_tick(lambda: 1.0, clock, sleep)
 
 
 def test_sources_are_found_with_reasons(tmp_path: Path) -> None:
@@ -319,8 +322,12 @@ def written(tmp_path: Path, body: str, base: str = "EnergySource") -> str:
     return f"{file}:Plug"
 
 
+JOULES = "def joules(self): return 0.0\n"
+
+
 def test_a_meter_of_ones_own(tmp_path: Path) -> None:
-    (meter,) = load_meters([written(tmp_path, "def joules(self): return 5.0")])
+    (meter,), broken = load_meters([written(tmp_path, "def joules(self): return 5.0")])
+    assert not broken
     assert (meter.name, meter.covers, meter.joules()) == ("Plug", "meter", 5.0)
 
 
@@ -330,9 +337,49 @@ def test_a_meter_of_ones_own(tmp_path: Path) -> None:
         ("pass", "must set joules"),
         ("def joules(self): return 1 / 0", r"ZeroDivisionError: .* \(line 4 of"),
         ("def joules(self): return None", "TypeError"),
+        (
+            "def joules(self): return float('nan')",
+            r"joules\(\) returned nan: .*line 4 of .*plug\.py",
+        ),
+        (f"{JOULES}    tick_s = -1", "tick_s is -1: give 0 to 3600 seconds"),
+        (f"{JOULES}    tick_s = float('inf')", "tick_s is inf"),
+        (f"{JOULES}    tick_s = 0\n    sampled = True", "tick_s is 0: .*more than 0 seconds"),
+        (f"{JOULES}    tick_s = 'fast'", "tick_s is 'fast'"),
+        (f"{JOULES}    resolution_j = -0.1", r"resolution_j is -0\.1"),
+        (f"{JOULES}    resolution_j = float('nan')", "resolution_j is nan"),
+        (f"{JOULES}    name = 7", "name is 7: give a text"),
+        (f"{JOULES}    covers = ''", "covers is '': give a text"),
         ("def __init__(self, port): ...\n    def joules(self): return 0.0", "TypeError: .*port"),
     ],
 )
 def test_a_meter_that_does_not_work_is_named(tmp_path: Path, body: str, said: str) -> None:
     with pytest.raises(PluginError, match=rf"--energy .*plug\.py:Plug: .*{said}"):
         load_meters([written(tmp_path, body)])
+
+
+OFF = """def watts(self):
+        raise OSError('the plug is off')"""
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (OFF, "OSError: the plug is off (line 5 of {file})"),
+        (
+            "def watts(self): return '6.5'",
+            "returned '6.5': return a finite number (line 4 of {file})",
+        ),
+        ("def watts(self): return float('nan')", "watts() returned nan: return a finite number"),
+    ],
+)
+def test_a_meter_that_does_not_start_is_a_sensor_with_a_problem(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, body: str, said: str
+) -> None:
+    name = written(tmp_path, body, "PowerMeter")
+    working, (sensor,) = load_meters([name])
+    assert not working
+    assert said.format(file=tmp_path / "plug.py") in sensor.problem
+    assert f"--energy {name}: {sensor.problem}: check the meter, restart the agent" in caplog.text
+    found = find_sources(Telemetry(tmp_path), root=tmp_path, broken_meters=[sensor])
+    assert found.sensors[0] == sensor
+    assert found.choose(on_gpu=False) is None

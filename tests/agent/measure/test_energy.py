@@ -1,5 +1,6 @@
 """Energy of a block's models in the measuring process, by a meter of constant power."""
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,7 @@ def test_energy_is_measured_after_the_latencies(
     assert fine.metrics["energy_gross_mj"] > abs(fine.metrics["energy_mj"])
     assert fine.energy.problem, "the meter does not know whether models run"
     assert len(fine.latency_ns) == 6
+    assert result.busy_ns > 0.5e9 * ENERGY_S, "windows and rest count"
 
 
 def test_energy_is_measured_only_if_asked(worker: Worker, tmp_path: Path) -> None:
@@ -147,6 +149,7 @@ def test_a_device_without_a_sensor_says_why(tmp_path: Path) -> None:
     assert hello.metrics == ()
     assert fine.energy is not None
     assert "RAPL: not found" in fine.energy.problem
+    assert "start the agent with --energy FILE.py:CLASS" in fine.energy.problem
 
 
 class Constant(EnergySource):
@@ -206,6 +209,36 @@ def test_a_counter_that_cannot_be_watched_costs_only_the_energy() -> None:
         sessions, job, [0], sources, False, lambda *_: None, lambda: None, lambda: True, 60
     )
     assert found[0].energy.problem == "OSError: lost"
+
+
+class Dead(Constant):
+    def joules(self) -> float:
+        return 12.5
+
+
+class Stuck(Constant):
+    calls = 0
+
+    def joules(self) -> float:
+        self.calls += 1
+        return self.calls if self.calls < 9 else float("nan")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (Dead(), r"the sensor gave no new value in [\d.]+ s: check the sensor"),
+        (Stuck(), r"ValueError: joules\(\) returned nan: return a finite number .*"),
+    ],
+)
+def test_a_sensor_that_fails_names_what_to_check(source: EnergySource, said: str) -> None:
+    job = Job(MeasureSpec(), {0: UploadedModel("m", Path("m.onnx"))}, energy_s=ENERGY_S)
+    sessions, sources = cast(Sessions, OneModel()), Sources((source,), ())
+    found = measure_energy(
+        sessions, job, [0], sources, False, lambda *_: None, lambda: None, lambda: False, 60
+    )
+    assert re.fullmatch(said, found[0].energy.problem), found[0].energy.problem
+    assert not found[0].values
 
 
 @pytest.mark.parametrize(("limit_s", "finish"), [(0.0, False), (60.0, True)])

@@ -13,12 +13,14 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from esm_host import load_run, profile, resume
+from esm_host.arguments import in_python
 from esm_host.cli.app import app
 from esm_host.dataset.benchmarks import LatencyTable, write_table
 from esm_host.errors import DatasetError, DeviceError, UsageError
 from esm_host.report.campaign import campaign_page
 from esm_host.sampling.bins import DepthBins
 from esm_host.sampling.random import RandomSampler
+from esm_host.timing.energy import too_slow
 from esm_host.transport import devices
 from esm_host.transport.base import OnProgress
 from esm_host.transport.fake import FakeProfiler
@@ -78,7 +80,7 @@ def unresolved(measured: Measurement) -> Measurement:
 def missing(measured: Measurement) -> Measurement:
     """An energy that the sensor could not tell."""
     assert measured.energy is not None
-    energy = replace(measured.energy, problem="OSError: the meter is unplugged")
+    energy = replace(measured.energy, problem="OSError: the meter is unplugged", needs_s=59.2)
     return replace(measured, energy=energy, metrics={})
 
 
@@ -93,6 +95,7 @@ def test_one_measurement_of_a_model_gives_all_metrics(device: Changed, tmp_path:
     for column in ("error_percent", "energy_error_percent", "peak_memory_error_percent"):
         assert frame[column].abs().max() < 60
     assert run.result is not None
+    assert run.result["device_busy_seconds"] >= 3.0 * 20
     metrics = run.result["metrics"]
     assert [(name, about["unit"]) for name, about in metrics.items()] == [
         ("latency", "ms"),
@@ -131,13 +134,27 @@ def test_each_metric_has_a_predictor_with_intervals(device: Changed, tmp_path: P
 
 
 def test_a_campaign_of_latencies_measures_nothing_else(device: Changed, tmp_path: Path) -> None:
-    run = profile(SMALL, tmp_path / "run")
+    run = profile(replace(SMALL, energy_time_s=40), tmp_path / "run")
     assert {(block.energy_s, block.peak_memory) for block in device.blocks} == {(0.0, False)}
     assert run.result is not None
     assert list(run.result["metrics"]) == ["latency"]
     assert "energy_mj" not in run.measurements()
     with pytest.raises(UsageError, match=r"has no predictor of energy: it has latency; profile"):
         run.of("energy")
+    with pytest.raises(UsageError, match=r"^metric: unknown metric 'watts': choose latency, "):
+        run.of("watts")
+
+
+def test_an_energy_time_without_energy_is_refused(device: Changed, tmp_path: Path) -> None:
+    said = "^energy_time_s 3 has no effect with metric latency: add energy to it"
+    with pytest.raises(UsageError, match=said):
+        profile(SMALL, tmp_path / "run")
+    asked = ["--metric", "peak_memory", "--energy-time", 4, "--run", tmp_path / "run"]
+    done = esm_host("profile", *asked)
+    assert done.exit_code == 2
+    assert "--energy-time 4 has no effect with --metric peak_memory" in done.stderr
+    assert not device.blocks
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_first_metric_leads(device: Changed, tmp_path: Path) -> None:
@@ -196,6 +213,42 @@ def test_a_device_without_a_sensor_is_refused_before_anything_begins(
     assert not (tmp_path / "run").exists()
 
 
+SLOW = EnergySensor("meter", "board", tick_s=0.5)
+
+
+@pytest.mark.parametrize(
+    ("sensors", "provider", "refused"),
+    [
+        ([SLOW], "cpu", True),
+        ([SLOW, EnergySensor("NVML", "gpu")], "cpu", True),
+        ([SLOW, EnergySensor("NVML", "gpu")], "cuda", False),
+        ([SLOW, EnergySensor("RAPL", "package", tick_s=0.001)], "cpu", True),
+        ([replace(SLOW, tick_s=0.0)], "cpu", False),
+    ],
+)
+def test_a_sensor_too_slow_for_the_time_is_known(
+    sensors: list[EnergySensor], provider: str, refused: bool
+) -> None:
+    device = FakeProfiler(latency, energy_sensors=sensors).device_info()
+    told = in_python(too_slow(device, provider, 187.9))
+    assert bool(told) == refused
+    assert not refused or told == (
+        "energy_time_s 187.9 is too short for meter, which has a value every 0.5 s: give 188"
+    )
+    assert not too_slow(device, provider, 188)
+
+
+def test_an_energy_time_too_short_for_the_sensor_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = FakeProfiler(latency, energy_sensors=[SLOW])
+    monkeypatch.setattr(devices, "connect", lambda name: fake)
+    with pytest.raises(UsageError, match=r"energy_time_s 3 is too short for meter.*: give 188$"):
+        profile(replace(SMALL, metric="latency,energy"), tmp_path / "run")
+    assert not fake.blocks
+    assert not (tmp_path / "run").exists()
+
+
 def test_energy_that_does_not_fit_into_a_block_is_refused(device: Changed, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="energy_time_s 20000: 7 models then take 140000 s"):
         profile(replace(SMALL, metric="energy", energy_time_s=20_000), tmp_path / "run")
@@ -243,7 +296,7 @@ def test_a_metric_without_values_leaves_the_others(device: Changed, tmp_path: Pa
     assert run.result is not None
     assert run.result["metrics"]["energy"]["problem"].startswith(problem)
     told = run.result["metrics"]["energy"]["problem"]
-    assert "first failure: OSError: the meter is unplugged" in told
+    assert told.endswith("first failure: OSError: the meter is unplugged: give energy_time_s 60")
     assert run.measurements()["energy_predicted_mj"].isna().all()
     assert set(run.measurements()["energy_reasons"]) == {()}
     with pytest.raises(DatasetError, match="has no predictor of energy: 0 of 20"):

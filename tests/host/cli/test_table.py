@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esm_host.cli.app import app
+from esm_host.cli.live import print_bins
 from esm_host.cli.table import Verdict, print_table
 from esm_host.transport import devices
 from esm_host.transport.fake import FakeProfiler
@@ -212,4 +213,18 @@ def test_a_verdict_is_text_elsewhere(capsys: pytest.CaptureFixture[str]) -> None
         "model  verdict",
         "a      stable",
         "b      of 2",
+    ]
+
+
+def test_the_accuracy_of_a_bin_without_models_is_that_of_other_bins(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bins = [
+        {"depth_min": low, "depth_max": low + 4, "samples": samples, "accuracy_percent": percent}
+        for low, samples, percent in ((4, 0, 90.2), (9, 20, 95.0), (14, 0, None))
+    ]
+    print_bins({"bins": bins, "trusted_models": 20, "accuracy_percent": 95.0}, None)
+    told = [line.split("  ")[2:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [" ".join(" ".join(parts).split()) for parts in told] == [
+        *("0 90.2 %, from other bins", "20 95.0 %", "0 -", "20 95.0 %")
     ]

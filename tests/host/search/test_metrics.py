@@ -114,7 +114,7 @@ def test_what_cannot_be_is_refused(changes: dict, words: str) -> None:
 
 
 def test_a_campaign_without_the_metric_is_refused(fake: FakeProfiler, tmp_path: Path) -> None:
-    only = profile(replace(SETTINGS, metric="latency"), tmp_path / "only").path
+    only = profile(replace(SETTINGS, metric="latency", energy_time_s=40), tmp_path / "only").path
     settings = SearchSettings((str(only),), ("energy",), measure=0)
     with pytest.raises(UsageError, match="has no predictor of energy: it has latency; profile"):
         run_search(settings, tmp_path / "search")
@@ -144,6 +144,13 @@ def test_a_limit_of_energy_is_promised_and_kept(run: Path, fake: FakeProfiler) -
     assert (front["energy_at_most_mj"] <= limit_mj).all()
     measured = record.measured()
     assert set(measured.loc[measured["round"] > 0, "energy_verdict"]) == {"stable"}
+    page = search_page(record)
+    (section,) = [section for section in page.sections if section.id == "front"]
+    (table,) = [part for part in section.parts if part.kind == "table"]
+    at_most = table.columns.index("#energy at most (mJ)")
+    assert table.columns[at_most - 1] == "#energy (mJ)"
+    shown = [row[at_most].value for row in table.rows]
+    np.testing.assert_allclose(shown, front["energy_at_most_mj"])
 
 
 @pytest.mark.usefixtures("small")
@@ -171,6 +178,15 @@ def test_the_report_has_the_front_of_accuracy_latency_and_energy(run: Path, tmp_
     ]
     (table,) = [part for part in front.parts if part.kind == "table"]
     assert "#energy (mJ)" in table.columns
+    assert "#peak memory at most" in table.columns
+    assert "#energy at most (mJ)" not in table.columns, "it is not limited"
+    figures = [part for part in front.parts if part.kind == "figure"]
+    assert not any("The dashed line" in figure.summary for figure in figures)
+    assert {fact.name: fact.note for fact in page.facts}["Confidence"] == (
+        "that the peak memory is within its limit"
+    )
+    (settings,) = [section for section in page.sections if section.id == "how"]
+    assert "--runs" not in [fact.name for fact in settings.parts[0].facts]
     assert "within the limits (peak memory at most" in page.lead
 
 

@@ -625,6 +625,12 @@ def test_other_metrics_are_compared_and_limited(
     assert over == [False, False, True, True]
 
 
+def test_metrics_to_show_may_be_separated_by_commas(compare: Invoke, timing: Json) -> None:
+    apart = compare(timing, timing, "--metric", "p95_ms", "--metric", "peak_rss_bytes")
+    assert compare(timing, timing, "--metric", "p95_ms,peak_rss_bytes").stdout == apart.stdout
+    assert "p95_ms" in apart.stdout
+
+
 def test_a_metric_that_there_is_not_is_refused(compare: Invoke, timing: Json) -> None:
     assert_refused(
         compare(timing, timing, "--limit", "energy_mj=1"),
@@ -694,6 +700,18 @@ def test_more_energy_is_a_regression(compare: Invoke, timing: Json, tmp_path: Pa
     assert less.exit_code == 0, less.output
     unknown = compare(base, with_energy(timing, 4.4, "unresolved"))
     assert unknown.exit_code == 0, unknown.output
+
+
+def test_other_sensors_and_unresolved_energies_are_warned_of(compare: Invoke, timing: Json) -> None:
+    base, new = with_energy(timing, 4.0), with_energy(timing, 4.0)
+    for data in (base, new):
+        data["results"][0]["energy"] |= {"source": "RAPL", "covers": "package"}
+    assert "warning: " not in compare(base, new).stderr
+    new["results"][0]["energy"] |= {"covers": "whole device", "verdict": "unresolved"}
+    warned = compare(base, new).stderr
+    assert "new.json: 1 of 1 energies are unresolved: their changes are unreliable" in warned
+    assert "new.json: energies by RAPL (whole device), those of " in warned
+    assert "base.json by RAPL (package): they are not comparable" in warned
 
 
 def test_several_timings_show_how_energies_vary(

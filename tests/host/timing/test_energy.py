@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import esm_host
 from esm_host.cli.app import app
+from esm_host.report.timing import timing_page
 from esm_host.transport import devices
 from esm_host.transport.base import OnProgress
 from esm_host.transport.fake import FakeProfiler
@@ -97,7 +98,17 @@ def test_energy_is_in_the_table_and_in_every_file(
     }
     (line,) = csv.DictReader(table.read_text().splitlines())
     assert line["energy_mj"] == "10.0"
-    assert esm_host.load_timing(out).results()["inferences_per_j"].tolist() == [100.0]
+    timing = esm_host.load_timing(out)
+    assert timing.results()["inferences_per_j"].tolist() == [100.0]
+    told = {"energy_source": "RAPL package-0", "energy_covers": "package", "energy_problem": ""}
+    assert told.items() <= line.items()
+    assert told.items() <= timing.results().iloc[0].to_dict().items()
+    tables = {part.id: part for part in timing_page(timing).sections[0].parts}
+    titles = {*tables["all-results"].columns, *tables["more"].columns}
+    assert {"#power (W)", "#energy (mJ)", "#gross energy (mJ)", "#± of the energy (%)"} <= titles
+    assert [cell.text for cell in tables["energy"].rows[0]][1:] == [
+        *("RAPL package-0", "package", "stable", "")
+    ]
     assert "energy_gross_mj" in timed(model, "--energy", "--wide").stdout
 
 
@@ -106,13 +117,38 @@ def test_energy_is_measured_only_if_asked(monkeypatch: pytest.MonkeyPatch, model
     done = timed(model)
     assert (done.exit_code, fake.blocks[-1].energy_s) == (0, 0)
     assert "energy" not in done.stdout
+    timing = esm_host.time(model, runs=40)
+    assert timing.results()["energy_source"].tolist() == [None]
+    assert "energy" not in {part.id for part in timing_page(timing).sections[0].parts}
+
+
+@pytest.mark.parametrize(
+    "options", [("--energy-time", 40), ("--profile-runs", 20), ("--energy-time", 9)]
+)
+def test_an_option_without_its_measurement_is_refused(
+    monkeypatch: pytest.MonkeyPatch, model: Path, options: tuple[str, int]
+) -> None:
+    fake = device(monkeypatch, [RAPL])
+    done = timed(model, *options)
+    assert done.exit_code == 2
+    assert f"{options[0]} {options[1]} has no effect without --" in done.stderr
+    with pytest.raises(esm_host.UsageError, match="energy_time_s 40 has no effect without energy"):
+        esm_host.time(model, energy_time_s=40)
+    assert not fake.blocks
 
 
 def test_an_unresolved_energy_says_what_it_needs(
-    monkeypatch: pytest.MonkeyPatch, model: Path
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
 ) -> None:
     device(monkeypatch, [RAPL], Unresolved)
-    done = timed(model, "--energy")
+    done = timed(model, "--energy", "--json", tmp_path / "out.json")
+    timing = esm_host.load_timing(tmp_path / "out.json")
+    assert timing.results()["energy_problem"].tolist() == ["windows are too short"]
+    tables = {part.id: part for part in timing_page(timing).sections[0].parts}
+    assert [cell.text for cell in tables["energy"].rows[0]][1:] == [
+        *("RAPL package-0", "package", "unresolved"),
+        "windows are too short: give --energy-time 60",
+    ]
     assert done.exit_code == 3
     wanted = "energy by RAPL package-0 unresolved: windows are too short: give --energy-time 60"
     assert wanted in done.stdout
@@ -122,6 +158,10 @@ def test_an_unresolved_energy_says_what_it_needs(
     ("sensors", "said"),
     [
         ([BROKEN, MISSING], "RAPL: only root may read x: sudo chmod a+r x; NVML: not found"),
+        (
+            [MISSING],
+            "NVML: not found; start the agent with --energy FILE.py:CLASS for a meter of your own",
+        ),
         ([], "the device's agent is too old for it, upgrade esm-profiler there"),
     ],
 )
