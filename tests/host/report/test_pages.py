@@ -207,7 +207,7 @@ def test_everything_is_shown_whole(report: tuple[Opened, list[str]], width: int)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     if width >= 1280:
         with contextlib.suppress(playwright.TimeoutError):  # tables follow the width a moment later
-            page.wait_for_function("!document.querySelector('.cards')", timeout=5_000)
+            page.wait_for_function("() => !document.querySelector('.cards')", timeout=5_000)
         assert page.locator(".cards").count() == 0, "tables are tables where there is room"
     assert opened.complaints == []
     page.set_viewport_size({"width": 1280, "height": 900})
