@@ -43,7 +43,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: esm_host.time("m.onnx", inputs=5), "^inputs 5 .*: give values by input name or"),
     (lambda: esm_host.time("m.onnx", dims={"H": "x"}), "^dims .*: give a dictionary from names"),
     (lambda: esm_host.time("m.onnx", dims={5: 3}), "^dims {5: 3} has an entry of another type: "),
-    (lambda: esm_host.Settings("a", contexts={5: 3}), "^contexts .* has an entry .* from names to v"),
+    (lambda: esm_host.Settings("a", contexts={5: 3}), "^contexts .* has an entry .* to values"),
     (lambda: esm_host.Settings("a", contexts=[5]), r"^contexts \[5\] is of type list: give a dict"),
     (lambda: esm_host.time("m.onnx", on_progress=5), "^on_progress 5 .*: give a function"),
     (lambda: esm_host.compare(5, 6), "^base 5 .*: give a timing or the path of its file"),

@@ -193,12 +193,13 @@ def _warn_of_changes(
 def _check_space(settings: Settings, space: SearchSpace) -> None:
     bins = settings.depth_bins(space)
     needed = settings.initial + settings.references
-    there = space.count() * space.context_count
-    if needed > there:
+    contexts = space.context_count
+    if needed > space.count() * contexts:
+        there = counted(space.count(), "architecture")
+        there += f" in {contexts} contexts" if contexts > 1 else ""
         raise UsageError(
             f"{argument('initial')} {settings.initial} and {argument('references')} "
-            f"{settings.references} exceed the "
-            f"space's {counted(there, 'architecture')}: give fewer"
+            f"{settings.references} exceed the space's {there}: give fewer"
         )
     for index in range(bins.count):
         if not space.possible_depths & set(bins.depths(index)):

@@ -38,7 +38,8 @@ class Delays(FakeProfiler):
 
 
 def test_delays_do_not_turn_the_networks_round() -> None:
-    told, quiet = (estimate(each, SPACE, EXACT, 40) for each in (Delays(latency), FakeProfiler(latency)))
+    told = estimate(Delays(latency), SPACE, EXACT, 40)
+    quiet = estimate(FakeProfiler(latency), SPACE, EXACT, 40)
     assert told is not None
     assert quiet is not None
     assert (told.least_ms, told.most_ms) == pytest.approx((quiet.least_ms, quiet.most_ms))

@@ -430,6 +430,13 @@ def test_an_error_in_a_users_file_names_its_line(tmp_path: Path) -> None:
         (["--target-accuracy", "101"], ["--target-accuracy 101"]),
         (["--weight-below", "0"], ["--weight-below"]),
         (["--initial", "30", "--bins", "1", "--space", OWN_SPACE], ["exceed the space's 27"]),
+        (
+            [
+                *("--initial", "30", "--references", "30", "--bins", "1"),
+                *("--space", OWN_SPACE, "--context", "batch=1,2"),
+            ],
+            ["exceed the space's 27 architectures in 2 contexts: give fewer"],
+        ),
     ],
 )
 def test_impossible_requests_measure_nothing_and_make_no_folder(

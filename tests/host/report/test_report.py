@@ -156,7 +156,7 @@ def test_a_caption_says_that_small_groups_do_not_count() -> None:
     alike = {f"mean_{feature.name}": 1.0 for feature in SPACE.features}
     frame = pd.DataFrame({"depth": blocks, "error_percent": error, **alike})
     (figure,) = _residuals(frame, SPACE)
-    said = "The largest median error with 5 models or more is at number of blocks 11: 5.0 % too fast"
+    said = "error with 5 models or more is at number of blocks 11: 5.0 % too fast"
     assert said in figure.summary
     (figure,) = _residuals(frame[frame["depth"] < 12], SPACE)
     assert "The largest median error is at number of blocks 11: 5.0 % too fast" in figure.summary
