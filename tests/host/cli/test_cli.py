@@ -431,7 +431,10 @@ def test_an_error_in_a_users_file_names_its_line(tmp_path: Path) -> None:
         (["--weight-below", "0"], ["--weight-below"]),
         (["--initial", "30", "--bins", "1", "--space", OWN_SPACE], ["exceed the space's 27"]),
         (
-            ["--initial", "60", "--bins", "1", "--space", OWN_SPACE, "--context", "batch=1,2"],
+            [
+                *("--initial", "30", "--references", "30", "--bins", "1"),
+                *("--space", OWN_SPACE, "--context", "batch=1,2"),
+            ],
             ["exceed the space's 27 architectures in 2 contexts: give fewer"],
         ),
     ],
