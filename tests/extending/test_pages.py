@@ -36,7 +36,7 @@ TARGET_NOT_REACHED = 3
 
 @dataclass(frozen=True)
 class Page:
-    """A page, and its file in a folder of its own, which is the working directory."""
+    """A page, and its first file; all are in a folder, which is the working directory."""
 
     family: Family
     text: str
@@ -54,16 +54,18 @@ class Page:
 @pytest.fixture(params=FAMILIES)
 def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
     text = (PAGES / f"{request.param}.md").read_text()
-    code, *_ = code_of(text, "python")
-    assert len(code.splitlines()) <= MOST_LINES
-    comment, name = code.partition("\n")[0].split()
-    assert comment == "#"
-    (tmp_path / name).write_text(code)
+    written = []
+    for code in code_of(text, "python"):
+        named = re.match(r"# (\S+\.py)\n", code)
+        if named:
+            assert len(code.splitlines()) <= MOST_LINES
+            written.append(tmp_path / named[1])
+            written[-1].write_text(code)
     monkeypatch.chdir(tmp_path)
     profiler = FakeProfiler(latency, noise=0.01)
     monkeypatch.setattr(devices, "connect", lambda device: profiler)
     undraw(monkeypatch)
-    page = Page(FAMILIES[request.param], text, tmp_path / name)
+    page = Page(FAMILIES[request.param], text, written[0])
     for block in page.blocks("toml"):
         if "study" in tomllib.loads(block):
             Path("study.toml").write_text(block)
