@@ -322,10 +322,6 @@ def time(
             "missing argument 'MODEL.onnx': give a file, or --example mobilenetv3; see esm-host "
             "time --help"
         )
-    for name, needed in (("profile_runs", "profile"), ("energy_time", "energy")):
-        if was_given(context, name) and not getattr(shown, needed):
-            value = f"{flag(name)} {getattr(shown, name):g}"
-            raise UsageError(f"{value} has no effect without {flag(needed)}: give {flag(needed)}")
     values = [file for path in cases.feed or () for file in (path, *path.glob("*.pb"))]
     shown.check([*(models or ()), *values])
     batches = _numbers("--batch", cases.batch or [])
