@@ -180,6 +180,16 @@ def test_spreads_that_make_no_sense_are_bounded(spread: float) -> None:
     assert model.interval < 3
 
 
+def test_the_latency_in_a_block_is_known_without_the_usual_pace() -> None:
+    (model,) = estimate_block(
+        [runs(5.5e6)], TRIM, True, references(0.1, 0.1, 0.1, 0.1), USUAL
+    ).models
+    here = model.in_block
+    assert here.latency_ns == pytest.approx(5.5e6, rel=0.01)
+    assert here.latency_ns > 1.05 * model.latency_ns
+    assert here.interval == model.within < model.interval
+
+
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
 def test_a_history_of_another_device_is_not_believed(factor: float) -> None:
     foreign = UsualLatencies(NAMES, USUAL_NS * factor, USUAL.spread, 200, 1e6)

@@ -26,6 +26,7 @@ class Known(EnergySource):
 """
 
 
+@pytest.mark.programs
 @pytest.mark.usefixtures("undrawn")
 def test_a_campaign_learns_the_energy_of_a_meter(tmp_path: Path) -> None:
     (tmp_path / "known.py").write_text(METER)
