@@ -17,7 +17,7 @@ test: $(STAMP)  ## the tests, about 8 minutes on 2 cores
 test-benchmarks: $(STAMP)  ## the slow tests of benchmarks/
 	$(BIN)/python -m pytest -m benchmarks
 
-## with PostgreSQL, a browser, workers of a study, or a pytest of their own; 2 minutes
+test-programs: $(STAMP)  ## with PostgreSQL, a browser, a meter, workers of a study, or a pytest of their own; 2 minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m programs
 
 test-research: $(STAMP)  ## studies, and other people's methods; half a minute
