@@ -1,4 +1,4 @@
-"""What measuring energy costs: latencies with and without it, and time per model.
+"""Cost of measuring energy: latencies with and without it, and time per model.
 
     python -m benchmarks.energy_cost [--pairs 20] [--json FILE]
 

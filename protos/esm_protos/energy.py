@@ -1,4 +1,4 @@
-"""What agents and hosts both know of measuring energy: its sensors and its windows."""
+"""Sensors and windows of energy, as agents and hosts know them."""
 
 from __future__ import annotations
 

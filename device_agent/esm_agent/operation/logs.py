@@ -25,14 +25,12 @@ _LAST_LINES_S = 2.0
 
 def configure(json_lines: bool) -> None:
     """Write the log to standard error, which no longer blocks after this call."""
-    formatter = JsonFormatter() if json_lines else TextFormatter()
-    handler: logging.Handler
     try:
-        handler = NonBlockingHandler(_unblocked_stderr(), formatter)
+        handler = NonBlockingHandler(_unblocked_stderr(), _formatter(json_lines))
     except (OSError, ValueError, AttributeError):  # standard error is closed, or not a file
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+        configure_child(json_lines)
+    else:
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def is_json() -> bool:
@@ -43,8 +41,12 @@ def is_json() -> bool:
 def configure_child(json_lines: bool) -> None:
     """Write the log of a child process to the standard error that it shares with the agent."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if json_lines else TextFormatter())
+    handler.setFormatter(_formatter(json_lines))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _formatter(json_lines: bool) -> logging.Formatter:
+    return JsonFormatter() if json_lines else TextFormatter()
 
 
 def event(log: logging.Logger, level: int, text: str, **fields: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from esm_host.campaign.folder import resume_command
 from esm_host.campaign.measured_contexts import MeasuredContexts
-from esm_host.errors import DatasetError, GuessWarning, UsageError
+from esm_host.errors import DatasetError, UsageError
 from esm_host.extension.settings import Settings
 from esm_host.parallel import ByValue
 from esm_host.typed import typed
@@ -87,7 +86,8 @@ class Latency:
     ) -> NDArray[np.float64]:
         read = [self._encoder.space.read(given) for given in architectures]
         encodings = self._encoder.encode(read)
-        self.check_contexts(read)
+        if self._contexts is not None:
+            self._contexts.check(read)
         latency_ms = self._predict(encodings)
         if np.isinf(latency_ms).any():
             wild = read[int(np.isinf(latency_ms).argmax())].to_text()
@@ -96,15 +96,6 @@ class Latency:
                 f"{self.path} measured are too different"
             )
         return latency_ms
-
-    def check_contexts(self, architectures: Sequence[Architecture]) -> None:
-        """Warn if the contexts of architectures are far from the measured ones.
-
-        Raises:
-            UsageError: a context is more than 10 times beyond the measured ones.
-        """
-        if self._contexts and (text := self._contexts.guess(architectures)):
-            warnings.warn(GuessWarning(text), stacklevel=4)
 
     def __repr__(self) -> str:
         return f"<Latency by {self.path}>"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from esm_host.arguments import argument
-from esm_host.errors import UsageError
+from esm_host.errors import GuessWarning, UsageError
 from esm_models.architecture import Architecture
 
 _SURE_ABOVE, _SURE_BELOW = 1.5, 2
@@ -46,7 +47,7 @@ class MeasuredContexts:
             UsageError: a value is more than 10 times above the largest or below the smallest.
         """
         asked = MeasuredContexts.of(self.path, architectures).values
-        warnings = []
+        guesses = []
         for name, measured in self.values.items():
             low, high = measured[0], measured[-1]
             values = asked.get(name, ())
@@ -56,11 +57,20 @@ class MeasuredContexts:
                     f"{self._cure(name, wild)}"
                 )
             if far := [v for v in values if v > _SURE_ABOVE * high or _SURE_BELOW * v < low]:
-                warnings.append(
+                guesses.append(
                     f"predictions at {name} {_listed(far)} are a guess, far from "
                     f"{self._cure(name, far)}"
                 )
-        return "; ".join(warnings)
+        return "; ".join(guesses)
+
+    def check(self, architectures: Sequence[Architecture]) -> None:
+        """Warn the caller of a prediction if contexts are far from the measured ones.
+
+        Raises:
+            UsageError: as :meth:`guess`.
+        """
+        if text := self.guess(architectures):
+            warnings.warn(GuessWarning(text), stacklevel=4)
 
     def _cure(self, name: str, values: Sequence[int]) -> str:
         measured = self.values[name]

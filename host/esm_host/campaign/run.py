@@ -510,7 +510,8 @@ class Run:
             assert isinstance(predictor, IntervalPredictor)
             read = [self.space.read(given) for given in architectures]
             encodings = self.encoder.encode(read)
-            self.function().check_contexts(read)
+            if self.measured_contexts is not None:
+                self.measured_contexts.check(read)
             with own_failures(predictor):
                 return predictor.predict_interval(encodings, coverage)
         latency_ms = self.predict(architectures)

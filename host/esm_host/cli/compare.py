@@ -133,7 +133,7 @@ def compare(
     """
     from esm_host.timing.compare import check_timing, doubts_of
     from esm_host.timing.compare import compare as compared
-    from esm_host.timing.metric_changes import check_metric, energy_warnings, metrics_by_key
+    from esm_host.timing.metric_changes import check_metric, metrics_by_key
 
     confidence = comparing.confidence
     if not 50 <= confidence < 100:
@@ -156,14 +156,12 @@ def compare(
         dict(_max_latency(text) for text in comparing.max_latency or ()),
         dict(_limit(text, metrics) for text in comparing.limit or ()),
     )
-    alone = comparison.degrees_of_freedom == 0
     read = {
         str(path): timing
         for side, timings in zip(paths, sides, strict=True)
         for path, timing in zip(side, timings, strict=True)
     }
-    doubts = [text for name, timing in read.items() for text in doubts_of(name, timing, alone)]
-    comparison = replace(comparison, warnings=(*doubts, *energy_warnings(read)))
+    comparison = replace(comparison, warnings=doubts_of(read))  # with the names of the files
     outputs = []
     if output is not None:
         text = json.dumps(comparison.to_json(), allow_nan=False, indent=2)

@@ -169,7 +169,11 @@ class Measurements:
             for key, measured in self._best().items():
                 if value_of(metric, measured) is None:
                     energy = measured.energy
-                    found[key] = problem_text(energy) if energy else "the device did not report it"
+                    found[key] = (
+                        problem_text(energy.problem, energy.needs_s)
+                        if energy
+                        else "the device did not report it"
+                    )
         return found
 
     def metrics(self) -> dict[str, dict[str, float]]:

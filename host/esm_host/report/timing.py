@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from esm_host.arguments import flag
+from esm_host.arguments import on_command_line
+from esm_host.dataset.energy_cure import problem_text
 from esm_host.report import timing_plots as plots
 from esm_host.report.campaign import device_facts
 from esm_host.report.page import (
@@ -255,9 +255,8 @@ def _energy_table(timing: TimingFile, results: pd.DataFrame) -> Iterator[Table]:
     """Yield a table of the sensors and the verdicts of energies, if any was asked for."""
 
     def why(row: Any) -> str:
-        needs_s = (timing.data["results"][row.result].get("energy") or {}).get("needs_s")
-        cure = f": give {flag('energy_time_s')} {math.ceil(needs_s)}" if needs_s else ""
-        return f"{row.energy_problem}{cure}"
+        needs_s = (timing.data["results"][row.result].get("energy") or {}).get("needs_s", 0.0)
+        return on_command_line(problem_text(row.energy_problem, needs_s))
 
     rows = [
         [

@@ -177,9 +177,8 @@ class SearchRecord:
         ]
         frame = reduce(lambda one, other: one.merge(other, on="key"), frames)
         written = pd.DataFrame.from_dict((self.result or {}).get("at_most", {}), orient="index")
-        for name in written.columns.intersection(
-            frame.columns
-        ):  # as the search had them, which later measurements do not change
+        # As the search had them, which later measurements do not change.
+        for name in written.columns.intersection(frame.columns):
             own = frame["key"].map(written[name]).astype(float)
             frame[name] = own.fillna(frame[name])
         architectures = [by_key[key] for key in frame["key"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -70,23 +71,29 @@ class Round:
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """Measured front of a search.
+    """Measurements of a search.
 
     Attributes:
-        front: Front of all measurements.
+        known: All measured architectures, the campaign's own among them.
         stable: Whether every architecture that is on the front with the probability
             :data:`OPTIMISTIC` is measured. If the budget ends earlier: whether the last batch added
             nothing to the front.
         rounds: Rounds in order.
-        closest: Measured architecture closest to the limits.
-        known: All measured architectures, the campaign's own among them.
     """
 
-    front: Candidates
+    known: Candidates
     stable: bool
     rounds: tuple[Round, ...]
-    closest: Candidates
-    known: Candidates
+
+    @cached_property
+    def front(self) -> Candidates:
+        """Front of all measurements."""
+        return self.known.front()
+
+    @property
+    def closest(self) -> Candidates:
+        """Measured architecture closest to the limits."""
+        return self.known[np.argsort(self.known.excess, kind="stable")[:1]]
 
     @property
     def measured(self) -> int:
@@ -156,9 +163,7 @@ def verify_front(
 ) -> Verification:
     """Return the front of all that the sites have measured."""
     final = problem([site.latency(probability) for site in sites])
-    found = final.evaluate(_known(sites, final))
-    closest = found[np.argsort(found.excess, kind="stable")[:1]]
-    return Verification(found.front(), stable, tuple(rounds), closest, found)
+    return Verification(final.evaluate(_known(sites, final)), stable, tuple(rounds))
 
 
 def _measure(sites: Sequence[Site], rounds: Sequence[Round]) -> None:

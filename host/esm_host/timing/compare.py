@@ -27,6 +27,7 @@ from esm_host.timing.metric_changes import (
     MetricChange,
     check_limits,
     comparable,
+    energy_warnings,
     metric_changes,
     metrics_by_key,
 )
@@ -347,13 +348,22 @@ def compare(
         ) from error
     max_latency.check()
     counts = len(sides[0]), len(sides[1])
-    doubts = tuple(
-        text for each in timings for text in doubts_of(each.name, each.data, len(timings) == 2)
-    )
+    doubts = doubts_of({timing.name: timing.data for timing in timings})
     return Comparison(confidence, tolerance_percent, changes, tuple(allowed), counts, doubts)
 
 
-def doubts_of(name: str, data: Json, alone: bool) -> Iterator[str]:
+def doubts_of(timings: Mapping[str, Json]) -> tuple[str, ...]:
+    """Return the reasons to doubt a comparison of timings.
+
+    Args:
+        timings: JSON of the timings of both sides, by their names in the texts, the base first.
+    """
+    alone = len(timings) == 2
+    found = (text for name, data in timings.items() for text in _doubts(name, data, alone))
+    return (*found, *energy_warnings(timings))
+
+
+def _doubts(name: str, data: Json, alone: bool) -> Iterator[str]:
     """Yield the reasons to doubt a timing: it was cut short, or latencies are not stable.
 
     Args:

@@ -49,4 +49,4 @@ def energy_text(energy: Energy) -> str:
     if not energy.problem:
         return f"energy by {energy.source}, covers the {energy.covers}"
     by = f" by {energy.source}" if energy.source else ""
-    return f"energy{by} unresolved: {problem_text(energy)}"
+    return f"energy{by} unresolved: {problem_text(energy.problem, energy.needs_s)}"
